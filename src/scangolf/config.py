@@ -1,0 +1,313 @@
+"""What a run is: frozen dataclasses, and presets that each return a whole one.
+
+Nothing here imports torch, so that `scangolf --help` and `scangolf presets` stay instant.
+The string under each field is its help text on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import cattrs
+
+from scangolf.errors import UserError
+
+LayerKind = Literal["attention", "s6", "s6_seed"]
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    n_heads: int = 8
+    """Query heads."""
+    n_kv_heads: int = 4
+    """Key and value heads; query heads share them in groups."""
+    rope_base: float = 10_000.0
+    """Base of the rotary frequencies."""
+    qk_gain: float = 1.5
+    """Initial gain of the normalised queries, per head."""
+
+
+@dataclass(frozen=True)
+class S6Config:
+    d_state: int = 16
+    """State size N of a channel."""
+    expand: int = 2
+    """Inner width as a multiple of d_model."""
+    d_conv: int = 4
+    """Taps of the causal depthwise convolution."""
+    dt_rank: int = 32
+    """Rank of the projection that produces delta."""
+    dt_min: float = 0.001
+    """Smallest initial delta; delta starts log-uniform between dt_min and dt_max."""
+    dt_max: float = 0.1
+    """Largest initial delta."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    vocab_size: int = 1024
+    """Tokens in the vocabulary; must match the tokenizer."""
+    d_model: int = 512
+    """Width of the residual stream."""
+    n_layers: int = 9
+    """Blocks."""
+    pattern: str = "attention"
+    """Mixer of each block, repeated over the depth: "attention", "3 s6 : 1 attention", "s6 : attention", or one kind a block."""
+    mlp_width: int = 1024
+    """Hidden width of the MLP."""
+    tie_embeddings: bool = True
+    """Use the embedding as the output matrix."""
+    embed_std: float = 0.005
+    """Standard deviation of the initial embedding."""
+    logit_softcap: float = 30.0
+    """Logits are capped smoothly to this magnitude."""
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+    s6: S6Config = field(default_factory=S6Config)
+
+    @property
+    def layers(self) -> tuple[LayerKind, ...]:
+        """The mixer of every block, from the first to the last."""
+        cycle = expand_pattern(self.pattern)
+        if len(cycle) > self.n_layers:
+            raise UserError(
+                f"model.pattern '{self.pattern}' names {len(cycle)} layers, but model.n_layers is "
+                f"{self.n_layers}: shorten the pattern or raise n_layers"
+            )
+        return tuple(cycle[i % len(cycle)] for i in range(self.n_layers))
+
+
+def expand_pattern(pattern: str) -> tuple[LayerKind, ...]:
+    """"3 s6 : 1 attention" -> ("s6", "s6", "s6", "attention"). Commas and colons both separate."""
+    kinds: list[LayerKind] = []
+    for item in re.split(r"[:,]", pattern):
+        match = re.fullmatch(r"\s*(?:(\d+)\s+)?([a-z]\w*)\s*", item)
+        if match is None or match[2] not in get_args(LayerKind) or match[1] == "0":
+            raise UserError(
+                f"model.pattern '{pattern}': cannot read '{item.strip()}'; write a kind "
+                f"({', '.join(get_args(LayerKind))}) with an optional count before it, "
+                "for example '3 s6 : 1 attention'"
+            )
+        kinds += [match[2]] * int(match[1] or 1)  # type: ignore[list-item]
+    return tuple(kinds)
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    tokens: int = 524_288
+    """Tokens a step, over all devices."""
+    seq_len: int = 1024
+    """Tokens in a sequence."""
+    micro_tokens: int = 131_072
+    """Tokens of one forward and backward pass on one device; a step accumulates as many as it needs."""
+    order: Literal["sequential", "window", "document"] = "window"
+    """How an epoch is ordered: as stored, by shuffled windows of seq_len, or by shuffled documents."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    matrix_lr: float = 0.04
+    """Muon: 2-D matrices of the blocks."""
+    embedding_lr: float = 0.05
+    """Adam: the token embedding."""
+    head_lr: float = 0.008
+    """Adam: the output matrix, when it is not tied to the embedding."""
+    vector_lr: float = 0.04
+    """Adam: scales, gains, mixes and skip weights."""
+    dynamics_lr: float = 0.004
+    """Adam: what sets the memory of a scan (A_log, D, the bias of delta) and its convolution."""
+    momentum: float = 0.95
+    """Muon: Nesterov momentum."""
+    momentum_start: float = 0.85
+    """Muon: momentum at the first step, raised linearly to the full one."""
+    momentum_steps: int = 500
+    """Muon: steps until the momentum is full."""
+    newton_schulz_steps: int = 5
+    """Muon: iterations of the orthogonalisation."""
+    beta1: float = 0.9
+    """Adam: decay of the mean."""
+    beta2: float = 0.95
+    """Adam: decay of the square."""
+    eps: float = 1e-8
+    """Adam: added to the root of the square."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: Literal["share", "challenge"] = "share"
+    """share: by the share of the budget used; challenge: seconds left / (warmdown_steps * seconds a step)."""
+    warmup: float = 0.02
+    """share: part of the budget over which the learning rate rises."""
+    warmdown: float = 0.6
+    """share: last part of the budget, over which the learning rate falls to zero."""
+    warmdown_steps: int = 1200
+    """challenge: steps of warmdown, at the average speed so far."""
+
+
+@dataclass(frozen=True)
+class ArtifactConfig:
+    scheme: Literal["int8-brotli", "int8-zlib"] = "int8-brotli"
+    """int8-brotli: ours; int8-zlib: the challenge's baseline scheme."""
+    limit_bytes: int = 16_000_000
+    """Code and artifact together must not be larger."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run, besides the data it reads and the machine it runs on."""
+
+    preset: str
+    """The preset this configuration started from."""
+    seconds: float = 60.0
+    """Wall-clock budget of training; compiling, evaluation and writing are outside of it."""
+    steps: int | None = None
+    """Budget in steps instead of seconds: makes a run repeatable to the bit on one machine."""
+    seed: int = 1337
+    """Seed of initialisation and data order."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    compile: bool = True
+    """Compile the model on a GPU, outside the budget; elsewhere it runs eagerly."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    artifact: ArtifactConfig = field(default_factory=ArtifactConfig)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(config: RunConfig) -> None:
+    """Refuses what cannot be run, naming the option, its value and what would be valid."""
+    m, b, s = config.model, config.batch, config.schedule
+    a = m.attention
+    m.layers  # raises for an unreadable pattern
+    rules = [
+        ("seconds", config.seconds, config.seconds > 0, "a budget above 0 seconds"),
+        ("steps", config.steps, config.steps is None or config.steps > 0, "at least 1 step"),
+        ("model.vocab-size", m.vocab_size, 4 <= m.vocab_size <= 65_536, "4 to 65536: shards hold 16 bits"),
+        ("model.d-model", m.d_model, m.d_model > 0 and m.d_model % a.n_heads == 0, "a multiple of attention.n_heads"),
+        ("model.n-layers", m.n_layers, m.n_layers > 0, "at least 1"),
+        ("model.attention.n-kv-heads", a.n_kv_heads, a.n_kv_heads > 0 and a.n_heads % a.n_kv_heads == 0, "a divisor of n_heads"),
+        ("model.attention.n-heads", a.n_heads, (m.d_model // a.n_heads) % 2 == 0, "an even head size"),
+        ("batch.seq-len", b.seq_len, b.seq_len > 0, "at least 1"),
+        ("batch.tokens", b.tokens, b.tokens > 0 and b.tokens % b.seq_len == 0, "a multiple of batch.seq_len"),
+        ("batch.micro-tokens", b.micro_tokens, b.micro_tokens >= b.seq_len, "at least batch.seq_len"),
+        ("schedule.warmup", s.warmup, 0 <= s.warmup < 1, "0 or more, below 1"),
+        ("schedule.warmdown", s.warmdown, 0 <= s.warmdown <= 1 - s.warmup, "0 to 1 - schedule.warmup"),
+    ]  # fmt: skip
+    for option, value, valid, wanted in rules:
+        if not valid:
+            raise UserError(f"--{option} {value}: needs {wanted}")
+
+
+# --- presets ------------------------------------------------------------------------------------
+
+
+def baseline() -> RunConfig:
+    """The challenge's naive baseline: nine attention blocks, its own batch, schedule and artifact."""
+    return RunConfig(
+        preset="baseline",
+        seconds=600.0,
+        batch=BatchConfig(order="sequential"),
+        schedule=ScheduleConfig(kind="challenge"),
+        artifact=ArtifactConfig(scheme="int8-zlib"),
+    )
+
+
+def seed() -> RunConfig:
+    """The 3:1 hybrid as it was first published, defects included, to measure against.
+
+    Its convolution never trains, Muon orthogonalises A_log, delta starts near 0.69 for every
+    channel so that the state forgets within about one token, a full matrix produces delta
+    (over the byte limit once trained), and the warmdown counts steps. See layers/s6_seed.py.
+    """
+    return dataclasses.replace(
+        baseline(),
+        preset="seed",
+        model=ModelConfig(pattern="3 s6_seed : 1 attention"),
+        batch=BatchConfig(order="sequential", micro_tokens=65_536),
+    )
+
+
+def hybrid() -> RunConfig:
+    """Three selective-scan blocks to one of attention."""
+    return RunConfig(
+        preset="hybrid",
+        seconds=180.0,
+        model=ModelConfig(pattern="3 s6 : 1 attention"),
+        batch=BatchConfig(tokens=131_072, micro_tokens=65_536),
+    )
+
+
+def hybrid_1to1() -> RunConfig:
+    """Selective-scan and attention blocks in turn."""
+    return dataclasses.replace(
+        hybrid(), preset="hybrid-1to1", model=ModelConfig(pattern="s6 : attention")
+    )
+
+
+def ssm() -> RunConfig:
+    """Selective-scan blocks only."""
+    return dataclasses.replace(hybrid(), preset="ssm", model=ModelConfig(pattern="s6"))
+
+
+def tiny() -> RunConfig:
+    """A hybrid of four blocks that learns within two minutes on two CPU cores."""
+    return RunConfig(
+        preset="tiny",
+        seconds=110.0,
+        model=ModelConfig(
+            d_model=128,
+            n_layers=4,
+            pattern="3 s6 : 1 attention",
+            mlp_width=256,
+            attention=AttentionConfig(n_heads=4, n_kv_heads=2),
+            s6=S6Config(d_state=8, dt_rank=8),
+        ),
+        batch=BatchConfig(tokens=4096, seq_len=256, micro_tokens=4096),
+    )
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "tiny": tiny,
+    "baseline": baseline,
+    "seed": seed,
+    "hybrid": hybrid,
+    "hybrid-1to1": hybrid_1to1,
+    "ssm": ssm,
+}
+
+
+# --- JSON ---------------------------------------------------------------------------------------
+
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values."""
+    return _converter.unstructure(config)
+
+
+def run_config_from_dict(values: Any, source: str) -> RunConfig:
+    """The strict inverse of `to_dict`; `source` names the file in the error."""
+    return _structure(values, RunConfig, source)
+
+
+def model_config_from_dict(values: Any, source: str) -> ModelConfig:
+    """The same for a model's configuration alone."""
+    return _structure(values, ModelConfig, source)
+
+
+def _structure(values: Any, kind: type, source: str) -> Any:
+    try:
+        return _converter.structure(values, kind)
+    except UserError:
+        raise
+    except Exception as error:
+        reasons = "; ".join(cattrs.transform_error(error))
+        raise UserError(f"{source}: not a configuration of this version: {reasons}") from error
