@@ -1,0 +1,124 @@
+"""A weight tensor in the bytes it is stored in, and back.
+
+A stored tensor is one or two little-endian arrays, its parts; `CODINGS` says of which dtypes.
+Two schemes choose the coding of a tensor:
+
+- "int8-zlib", the challenge's: matrices of more than 65,536 elements as int8 with a float16 step
+  per row that is at least 1/127, so that rows of small weights get few levels;
+- "int8-brotli": matrices and embeddings of more than 4,096 elements as int8 with a bfloat16 step
+  per row and no floor.
+
+Both keep control tensors (group "vector": scales, gains, mixes, skip weights) in float32 and
+everything else in float16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scangolf.errors import UserError
+
+LEVELS = 127
+"""Codes go from -127 to 127, symmetric about zero."""
+CLIP_QUANTILE = 0.9999984
+"""int8-zlib clips a row at this quantile of its absolute values."""
+FLOAT16_MAX = 65_504.0
+
+CODINGS: dict[str, tuple[str, ...]] = {
+    "int8/float16": ("|i1", "<f2"),
+    "int8/bfloat16": ("|i1", "<u2"),
+    "float16": ("<f2",),
+    "float32": ("<f4",),
+}
+"""The dtype of each part. The int8 codings hold codes [rows, columns] and steps [rows]; numpy has
+no bfloat16, whose bits are kept as unsigned integers."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it is stored."""
+
+    coding: str
+    parts: tuple[np.ndarray, ...]
+
+
+def part_shapes(coding: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shape of each part of a tensor."""
+    return (shape, shape[:1])[: len(CODINGS[coding])]
+
+
+def quantize(name: str, tensor: torch.Tensor, group: str, scheme: str) -> Stored:
+    """The stored form of a tensor of any float dtype, of the optimiser group it was trained in.
+
+    Raises UserError for weights that are not finite. Weights beyond the range of float16 keep
+    their whole tensor in float32, or in int8 where the steps reach that far.
+    """
+    weights = tensor.detach().to("cpu", torch.float32).numpy()
+    bad = weights.size - np.count_nonzero(np.isfinite(weights))
+    if bad:
+        raise UserError(
+            f"tensor {name} holds {bad:,} weights that are not finite: the training diverged, "
+            "lower its learning rates"
+        )
+    coding = _choose(weights, group, scheme)
+    if coding == "int8/float16":
+        return Stored(coding, _int8_floored(weights))
+    if coding == "int8/bfloat16":
+        return Stored(coding, _int8(weights))
+    return Stored(coding, (weights.astype(CODINGS[coding][0]),))
+
+
+def dequantize(stored: Stored) -> torch.Tensor:
+    """The float32 weights that a stored tensor stands for."""
+    values, *steps = stored.parts
+    weights = values.astype(np.float32)
+    if stored.coding == "int8/float16":
+        weights *= steps[0].astype(np.float32)[:, None]
+    elif stored.coding == "int8/bfloat16":
+        weights *= _from_bfloat16(steps[0])[:, None]
+    return torch.from_numpy(weights)
+
+
+def _choose(weights: np.ndarray, group: str, scheme: str) -> str:
+    if group == "vector":
+        return "float32"
+    if scheme == "int8-brotli":
+        if weights.ndim == 2 and weights.size > 4096 and group in ("matrix", "embedding", "head"):
+            return "int8/bfloat16"
+    elif weights.ndim == 2 and weights.size > 65_536:
+        return "int8/float16"
+    return "float32" if np.abs(weights).max(initial=0.0) > FLOAT16_MAX else "float16"
+
+
+def _int8_floored(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and float16 steps: rows clipped at their quantile q, step max(q / 127, 1 / 127)."""
+    clip = np.quantile(np.abs(weights), CLIP_QUANTILE, axis=1, keepdims=True).astype(np.float32)
+    steps = np.maximum(clip / LEVELS, np.float32(1 / LEVELS))
+    codes = np.rint(np.clip(weights, -clip, clip) / steps)
+    return codes.astype(np.int8), steps[:, 0].astype("<f2")
+
+
+def _int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and bfloat16 steps, a 127th of each row's largest weight; zero for a row of zeros.
+
+    At eight bits, clipping the largest weights of a row costs more than the finer step gains. The
+    codes belong to the rounded step, so that bfloat16 need not be precise; in return it has the
+    range of float32, where float16 would lose the rows of weights below 0.008. It is rounded up,
+    so that no code exceeds 127.
+    """
+    steps = _to_bfloat16_up(np.abs(weights).max(axis=1) / np.float32(LEVELS))
+    divisors = _from_bfloat16(steps)
+    divisors[divisors == 0] = 1
+    return np.rint(weights / divisors[:, None]).astype(np.int8), steps
+
+
+def _to_bfloat16_up(values: np.ndarray) -> np.ndarray:
+    """The bits of the smallest bfloat16 that is not below each value; values are not negative."""
+    return ((values.view(np.uint32) + np.uint32(0xFFFF)) >> 16).astype("<u2")
+
+
+def _from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
