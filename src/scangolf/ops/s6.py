@@ -1,0 +1,351 @@
+"""The selective scan of Mamba as a torch operator: checks, registration, gradients, choice of backend.
+
+Gu & Dao 2023 (arXiv:2312.00752), section 3 and algorithm 2; the formulas stand in ops/reference.py.
+
+A backend is a module with `forward`, `backward` and `tiles` as in ops/reference.py. Whatever the
+inputs' dtypes, autocast included, the state and everything that touches it is float32 (float64
+for float64 inputs): the operator takes any mix of dtypes, is left alone by autocast, and returns
+y in u's dtype and every gradient in the dtype of its input.
+
+Shapes: B batch, L length, D channels, N state, G groups of channels, K saved states.
+"""
+
+from types import ModuleType
+from typing import Literal, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scangolf.ops import reference
+
+Backend = Literal["auto", "triton", "reference"]
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: Literal[False] = False,
+    seq_idx: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    *,
+    return_final_state: Literal[True],
+    seq_idx: Tensor | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Mamba's selective scan: h_t = exp(d_t A) h_{t-1} + d_t B_t u_t, y_t = C_t h_t + D u_t.
+
+    Args:
+        u: input [batch, length, channels], any floating dtype.
+        delta: step size, shape of u; d = delta, plus delta_bias, through softplus if asked.
+        A: [channels, state], negative for a state that decays.
+        B: input weights [batch, length, state], or [batch, length, groups, state]: group i serves
+            the i-th run of channels / groups channels.
+        C: output weights, shape of B.
+        D: skip weight [channels]: adds D u to y.
+        z: gate, shape of u: multiplies y with silu(z), after D.
+        delta_bias: [channels], added to delta before the softplus.
+        delta_softplus: apply softplus to delta (+ delta_bias).
+        initial_state: state before the first step [batch, channels, state]; zero if None.
+        return_final_state: also return the state after the last step, [batch, channels, state],
+            float32 (float64 for float64 inputs). Gradients flow through it.
+        seq_idx: integers [batch, length], the document of each position: the state restarts at
+            zero wherever the number changes from one position to the next. Position 0 continues
+            initial_state.
+        backend: "reference" (plain torch operations, any device), "triton" (a GPU kernel), or
+            "auto", the fastest that runs where the inputs are.
+
+    Returns:
+        y [batch, length, channels] in u's dtype, or (y, final state).
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, or a backend that is not there.
+    """
+    _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    chosen = choose_backend(backend)
+    if B.dim() == 3:
+        B, C = B.unsqueeze(2), C.unsqueeze(2)
+    y, final_state, _ = _scan(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, chosen
+    )
+    return (y, final_state) if return_final_state else y
+
+
+def selective_state_update(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """One step of `selective_scan`, for decoding.
+
+    Args:
+        state: [batch, channels, state], as the scan returns it; it is not modified.
+        u, delta, z: [batch, channels].
+        B, C: [batch, state] or [batch, groups, state].
+        A, D, delta_bias, delta_softplus: as in `selective_scan`.
+
+    Returns:
+        y [batch, channels] in u's dtype, and the new state in the dtype of the scan's state.
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit.
+    """
+    _check_step(state, u, delta, A, B, C, D, z, delta_bias)
+    dtype, per_group = reference.state_dtype(u), u.shape[1] // (B.shape[1] if B.dim() == 3 else 1)
+    u_BD, d_BD = u.to(dtype), delta.to(dtype)
+    if delta_bias is not None:
+        d_BD = d_BD + delta_bias.to(dtype)
+    if delta_softplus:
+        d_BD = F.softplus(d_BD)
+    B_BGN, C_BGN = (x if x.dim() == 3 else x.unsqueeze(1) for x in (B.to(dtype), C.to(dtype)))
+    B_BDN, C_BDN = (x.repeat_interleave(per_group, dim=1) for x in (B_BGN, C_BGN))
+    h_BDN = torch.exp(d_BD.unsqueeze(-1) * A.to(dtype)) * state.to(dtype)
+    h_BDN = h_BDN + (d_BD * u_BD).unsqueeze(-1) * B_BDN
+    y_BD = (C_BDN * h_BDN).sum(-1)
+    if D is not None:
+        y_BD = y_BD + D.to(dtype) * u_BD
+    if z is not None:
+        y_BD = y_BD * F.silu(z.to(dtype))
+    return y_BD.to(u.dtype), h_BDN
+
+
+def choose_backend(backend: str) -> str:
+    """The backend that will run."""
+    if backend not in ("auto", "triton", "reference"):
+        raise ValueError(f"backend is {backend!r}: expected 'auto', 'triton' or 'reference'")
+    if backend == "triton":
+        raise ValueError(
+            "backend is 'triton': this version has no Triton kernel of this scan, use 'auto'"
+        )
+    return "reference"
+
+
+def _module(backend: str) -> ModuleType:
+    return {"reference": reference}[backend]
+
+
+# --- registration -------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("scangolf::selective_scan", mutates_args=())
+def _scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the final state, and the states saved for the backward pass [B, K, D, N]."""
+    return _module(backend).forward(
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx
+    )
+
+
+@_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, backend):
+    batch, length, channels = u.shape
+    n, dtype, tiles = A.shape[1], reference.state_dtype(u), _module(backend).tiles(length)
+    return (
+        u.new_empty(batch, length, channels),
+        u.new_empty(batch, channels, n, dtype=dtype),
+        u.new_empty(batch, tiles, channels, n, dtype=dtype),
+    )
+
+
+@torch.library.custom_op("scangolf::selective_scan_backward", mutates_args=())
+def _scan_backward(
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+    borders: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty for absent D, z, bias."""
+    return _module(backend).backward(
+        grad_y, grad_final, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx
+    )
+
+
+@_scan_backward.register_fake
+def _(
+    grad_y, grad_final, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, backend
+):  # fmt: skip
+    def like(x: Tensor | None) -> Tensor:
+        return u.new_empty(0) if x is None else x.new_empty(x.shape)
+
+    state = borders.new_empty(borders.shape[0], *borders.shape[2:])
+    return *(like(x) for x in (u, delta, A, B, C, D, z, delta_bias)), state
+
+
+def _save_for_backward(ctx, inputs, output):
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, backend = inputs
+    ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, seq_idx, output[2])
+    ctx.delta_softplus, ctx.backend = delta_softplus, backend
+    ctx.state_in = None if initial_state is None else initial_state.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grad_y, grad_final, _):
+    u, delta, A, B, C, D, z, delta_bias, seq_idx, borders = ctx.saved_tensors
+    if grad_y is None:
+        grad_y = torch.zeros_like(u)
+    grads = list(
+        _scan_backward(
+            grad_y, grad_final, borders, u, delta, A, B, C, D, z, delta_bias,
+            ctx.delta_softplus, seq_idx, ctx.backend,
+        )
+    )  # fmt: skip
+    for i, present in ((5, D), (6, z), (7, delta_bias)):
+        if present is None:
+            grads[i] = None
+    d_initial = None if ctx.state_in is None else grads[8].to(ctx.state_in)
+    return *grads[:8], None, d_initial, None, None
+
+
+_scan.register_autograd(_gradients, setup_context=_save_for_backward)
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> None:
+    _rank("u", u, ("batch", "length", "channels"))
+    _rank("A", A, ("channels", "state"))
+    (batch, length, channels), n = u.shape, A.shape[1]
+    weights = (batch, length, n)
+    if B.dim() == 4:
+        weights = (batch, length, _groups(B.shape[2], channels), n)
+    _check_all(u, {
+        "delta": (delta, (batch, length, channels)),
+        "A": (A, (channels, n)),
+        "B": (B, weights),
+        "C": (C, weights),
+        "D": (D, (channels,)),
+        "z": (z, (batch, length, channels)),
+        "delta_bias": (delta_bias, (channels,)),
+        "initial_state": (initial_state, (batch, channels, n)),
+    })  # fmt: skip
+    if seq_idx is not None:
+        _shape("seq_idx", seq_idx, (batch, length))
+        if seq_idx.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"seq_idx has dtype {seq_idx.dtype}: expected torch.int32")
+
+
+def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
+    _rank("u", u, ("batch", "channels"))
+    _rank("A", A, ("channels", "state"))
+    (batch, channels), n = u.shape, A.shape[1]
+    weights = (batch, n)
+    if B.dim() == 3:
+        weights = (batch, _groups(B.shape[1], channels), n)
+    _check_all(u, {
+        "state": (state, (batch, channels, n)),
+        "delta": (delta, (batch, channels)),
+        "A": (A, (channels, n)),
+        "B": (B, weights),
+        "C": (C, weights),
+        "D": (D, (channels,)),
+        "z": (z, (batch, channels)),
+        "delta_bias": (delta_bias, (channels,)),
+    })  # fmt: skip
+
+
+def _check_all(u: Tensor, expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    _floating("u", u, u)
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None:
+            _shape(name, tensor, shape)
+            _floating(name, tensor, u)
+
+
+def _rank(name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
+    if tensor.dim() != len(axes):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected [{', '.join(axes)}]")
+
+
+def _groups(groups: int, channels: int) -> int:
+    if groups == 0 or channels % groups:
+        raise ValueError(
+            f"B has {groups} groups: expected a divisor of the {channels} channels of u"
+        )
+    return groups
+
+
+def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape}")
+
+
+def _floating(name: str, tensor: Tensor, u: Tensor) -> None:
+    if not tensor.dtype.is_floating_point:
+        raise ValueError(f"{name} has dtype {tensor.dtype}: expected a floating dtype")
+    if (tensor.dtype == torch.float64) != (u.dtype == torch.float64):
+        raise ValueError(
+            f"{name} has dtype {tensor.dtype}, u has {u.dtype}: float64 goes with float64 only"
+        )
+    if tensor.device != u.device:
+        raise ValueError(f"{name} is on {tensor.device}: expected {u.device}, where u is")
