@@ -1,1 +1,1 @@
-"""scangolf: the best language model that fits in 16,000,000 bytes, trained within a wall-clock budget."""
+"""scangolf: the best language model in 16,000,000 bytes, trained within a wall-clock budget."""

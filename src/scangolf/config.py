@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import cattrs
+from tyro.conf import Suppress
 
 from scangolf.errors import UserError
 
@@ -29,6 +30,8 @@ class AttentionConfig:
     """Base of the rotary frequencies."""
     qk_gain: float = 1.5
     """Initial gain of the normalised queries, per head."""
+    window: int = 1024
+    """Tokens that attention keeps when it decodes or scores with a carried state."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class ModelConfig:
     n_layers: int = 9
     """Blocks."""
     pattern: str = "attention"
-    """Mixer of each block, repeated over the depth: "attention", "3 s6 : 1 attention", "s6 : attention", or one kind a block."""
+    """Mixers, repeated over the depth: attention, "3 s6 : 1 attention", or one kind a block."""
     mlp_width: int = 1024
     """Hidden width of the MLP."""
     tie_embeddings: bool = True
@@ -81,7 +84,7 @@ class ModelConfig:
 
 
 def expand_pattern(pattern: str) -> tuple[LayerKind, ...]:
-    """"3 s6 : 1 attention" -> ("s6", "s6", "s6", "attention"). Commas and colons both separate."""
+    """ "3 s6 : 1 attention" -> ("s6", "s6", "s6", "attention"). Commas and colons both separate."""
     kinds: list[LayerKind] = []
     for item in re.split(r"[:,]", pattern):
         match = re.fullmatch(r"\s*(?:(\d+)\s+)?([a-z]\w*)\s*", item)
@@ -102,9 +105,9 @@ class BatchConfig:
     seq_len: int = 1024
     """Tokens in a sequence."""
     micro_tokens: int = 131_072
-    """Tokens of one forward and backward pass on one device; a step accumulates as many as it needs."""
+    """Tokens of one pass on one device, at most; a step accumulates as many as it needs."""
     order: Literal["sequential", "window", "document"] = "window"
-    """How an epoch is ordered: as stored, by shuffled windows of seq_len, or by shuffled documents."""
+    """An epoch as stored, by shuffled windows of seq_len, or by shuffled documents."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     kind: Literal["share", "challenge"] = "share"
-    """share: by the share of the budget used; challenge: seconds left / (warmdown_steps * seconds a step)."""
+    """By the share of the budget used, or as the challenge's baseline: see lr_factor."""
     warmup: float = 0.02
     """share: part of the budget over which the learning rate rises."""
     warmdown: float = 0.6
@@ -157,20 +160,26 @@ class ArtifactConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run, besides the data it reads and the machine it runs on."""
+    """Everything that decides a run, besides the machine."""
 
-    preset: str
+    preset: Suppress[str]
     """The preset this configuration started from."""
     seconds: float = 60.0
-    """Wall-clock budget of training; compiling, evaluation and writing are outside of it."""
+    """Wall-clock budget of training; compiling before it and evaluation are outside."""
     steps: int | None = None
     """Budget in steps instead of seconds: makes a run repeatable to the bit on one machine."""
+    data: str = "data/local"
+    """Folder of the dataset: train and validation shards with their tokenizer."""
     seed: int = 1337
     """Seed of initialisation and data order."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     compile: bool = True
     """Compile the model on a GPU, outside the budget; elsewhere it runs eagerly."""
+    evals: int = 0
+    """Evaluations on the validation split during the run; the clock stands still meanwhile."""
+    checkpoint_seconds: float = 300.0
+    """Seconds between checkpoints; there is always one when a run ends or is interrupted."""
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -183,33 +192,72 @@ class RunConfig:
 
 def check(config: RunConfig) -> None:
     """Refuses what cannot be run, naming the option, its value and what would be valid."""
-    m, b, s = config.model, config.batch, config.schedule
-    a = m.attention
-    m.layers  # raises for an unreadable pattern
-    rules = [
-        ("seconds", config.seconds, config.seconds > 0, "a budget above 0 seconds"),
-        ("steps", config.steps, config.steps is None or config.steps > 0, "at least 1 step"),
-        ("model.vocab-size", m.vocab_size, 4 <= m.vocab_size <= 65_536, "4 to 65536: shards hold 16 bits"),
-        ("model.d-model", m.d_model, m.d_model > 0 and m.d_model % a.n_heads == 0, "a multiple of attention.n_heads"),
-        ("model.n-layers", m.n_layers, m.n_layers > 0, "at least 1"),
-        ("model.attention.n-kv-heads", a.n_kv_heads, a.n_kv_heads > 0 and a.n_heads % a.n_kv_heads == 0, "a divisor of n_heads"),
-        ("model.attention.n-heads", a.n_heads, (m.d_model // a.n_heads) % 2 == 0, "an even head size"),
-        ("batch.seq-len", b.seq_len, b.seq_len > 0, "at least 1"),
-        ("batch.tokens", b.tokens, b.tokens > 0 and b.tokens % b.seq_len == 0, "a multiple of batch.seq_len"),
-        ("batch.micro-tokens", b.micro_tokens, b.micro_tokens >= b.seq_len, "at least batch.seq_len"),
-        ("schedule.warmup", s.warmup, 0 <= s.warmup < 1, "0 or more, below 1"),
-        ("schedule.warmdown", s.warmdown, 0 <= s.warmdown <= 1 - s.warmup, "0 to 1 - schedule.warmup"),
-    ]  # fmt: skip
-    for option, value, valid, wanted in rules:
+    model, batch, schedule = config.model, config.batch, config.schedule
+    heads = model.attention
+
+    def require(valid: bool, option: str, value: object, wanted: str) -> None:
         if not valid:
             raise UserError(f"--{option} {value}: needs {wanted}")
+
+    require(config.seconds > 0, "seconds", config.seconds, "a budget above 0 seconds")
+    require(config.steps is None or config.steps > 0, "steps", config.steps, "at least 1 step")
+    require(config.evals >= 0, "evals", config.evals, "0 or more")
+    require(
+        config.checkpoint_seconds > 0,
+        "checkpoint-seconds",
+        config.checkpoint_seconds,
+        "more than 0 seconds",
+    )
+    require(
+        4 <= model.vocab_size <= 65_536,
+        "model.vocab-size",
+        model.vocab_size,
+        "4 to 65536, as shards hold 16 bits a token",
+    )
+    require(model.n_layers > 0, "model.n-layers", model.n_layers, "at least 1")
+    require(len(model.layers) > 0, "model.pattern", model.pattern, "at least one kind")
+    require(heads.n_heads > 0, "model.attention.n-heads", heads.n_heads, "at least 1")
+    require(
+        model.d_model > 0 and model.d_model % (2 * heads.n_heads) == 0,
+        "model.d-model",
+        model.d_model,
+        f"a multiple of twice the {heads.n_heads} attention heads",
+    )
+    require(
+        heads.n_kv_heads > 0 and heads.n_heads % heads.n_kv_heads == 0,
+        "model.attention.n-kv-heads",
+        heads.n_kv_heads,
+        f"a divisor of the {heads.n_heads} query heads",
+    )
+    require(heads.window > 0, "model.attention.window", heads.window, "at least 1")
+    require(batch.seq_len > 0, "batch.seq-len", batch.seq_len, "at least 1")
+    require(
+        batch.tokens > 0 and batch.tokens % batch.seq_len == 0,
+        "batch.tokens",
+        batch.tokens,
+        f"a multiple of the sequence length, {batch.seq_len}",
+    )
+    require(
+        batch.micro_tokens >= batch.seq_len,
+        "batch.micro-tokens",
+        batch.micro_tokens,
+        f"at least the sequence length, {batch.seq_len}",
+    )
+    require(0 <= schedule.warmup < 1, "schedule.warmup", schedule.warmup, "0 or more, below 1")
+    require(0 <= schedule.warmdown <= 1, "schedule.warmdown", schedule.warmdown, "0 to 1, a share")
+    require(
+        schedule.warmdown_steps > 0,
+        "schedule.warmdown-steps",
+        schedule.warmdown_steps,
+        "at least 1 step",
+    )
 
 
 # --- presets ------------------------------------------------------------------------------------
 
 
 def baseline() -> RunConfig:
-    """The challenge's naive baseline: nine attention blocks, its own batch, schedule and artifact."""
+    """The challenge's naive baseline: nine attention blocks, its batch, schedule and artifact."""
     return RunConfig(
         preset="baseline",
         seconds=600.0,

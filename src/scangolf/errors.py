@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the person at the keyboard."""
+"""What ends a command early, apart from mistakes of the program itself."""
 
 
 class UserError(Exception):
@@ -7,3 +7,15 @@ class UserError(Exception):
     The command line prints the message and exits with code 2; nothing has been overwritten when
     it is raised. Mistakes of the program itself raise Python's own exceptions.
     """
+
+
+class Diverged(UserError):
+    """Training met a loss that is not finite. The message says where, and what to try."""
+
+
+class Stopped(Exception):
+    """A signal ended the run before its budget did; a checkpoint holds what was done."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number

@@ -1,0 +1,15 @@
+"""The mixers by the name a layer pattern uses. A new one is a file here and a line below."""
+
+from collections.abc import Callable
+
+from scangolf.config import LayerKind, ModelConfig
+from scangolf.layers.attention import Attention
+from scangolf.layers.mixer import Mixer
+from scangolf.layers.s6 import S6
+from scangolf.layers.s6_seed import S6Seed
+
+MIXERS: dict[LayerKind, Callable[[ModelConfig], Mixer]] = {
+    "attention": Attention,
+    "s6": S6,
+    "s6_seed": S6Seed,
+}

@@ -1,0 +1,48 @@
+"""Causal depthwise convolution over time: each channel sees its own last few values.
+
+Shapes: B batch, L length, E channels, K taps.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CausalConv(nn.Module):
+    """y_t = bias + sum_k weight[k] x_{t-K+1+k}, for every channel.
+
+    Written as K shifted products in [batch, length, channels]: a compiler makes one kernel of
+    them, and nothing has to be transposed. The parameters have nn.Conv1d's shapes.
+    """
+
+    def __init__(self, channels: int, taps: int, *, weight_group: str, bias_group: str) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, 1, taps))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.groups = {"weight": weight_group, "bias": bias_group}
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        bound = self.weight.shape[-1] ** -0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The K - 1 values before the first position: zeros."""
+        channels, _, taps = self.weight.shape
+        return torch.zeros(batch, taps - 1, channels, device=device, dtype=dtype)
+
+    def forward(self, x_BLE: Tensor, past_BKE: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the output and the last K - 1 inputs, with which the next call continues."""
+        L = x_BLE.shape[1]
+        taps = self.weight.shape[-1]
+        if past_BKE is None:
+            padded = F.pad(x_BLE, (0, 0, taps - 1, 0))
+        else:
+            padded = torch.cat([past_BKE, x_BLE], dim=1)
+        weight_EK = self.weight[:, 0].to(x_BLE.dtype)
+        y_BLE = self.bias.to(x_BLE.dtype) + padded[:, :L] * weight_EK[:, 0]
+        for k in range(1, taps):
+            y_BLE = torch.addcmul(y_BLE, padded[:, k : k + L], weight_EK[:, k])
+        return y_BLE, padded[:, L:]

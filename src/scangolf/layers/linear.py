@@ -1,0 +1,33 @@
+"""The linear layer of every block: float32 weights, cast to the input's dtype at the product."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b). Says itself which optimiser group its parameters belong to.
+
+    Weights and bias start uniform within ±1/sqrt(fan in), or at zero with `zero=True`
+    (projections that write into the residual stream, so that a block starts as the identity).
+    """
+
+    def __init__(
+        self, fan_in: int, fan_out: int, *, bias: bool = False, zero: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(fan_out, fan_in))
+        self.bias = nn.Parameter(torch.empty(fan_out)) if bias else None
+        self.zero = zero
+        self.groups = {"weight": "matrix", "bias": "vector"}
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        bound = 0.0 if self.zero else self.weight.shape[1] ** -0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)

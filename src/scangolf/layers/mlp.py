@@ -1,0 +1,19 @@
+"""The feed-forward half of a block: squared ReLU (So et al. 2021, Primer)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scangolf.config import ModelConfig
+from scangolf.layers.linear import Linear
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.up = Linear(config.d_model, config.mlp_width)
+        self.down = Linear(config.mlp_width, config.d_model, zero=True)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x_BLD)).square())

@@ -1,0 +1,167 @@
+"""The model: parameter counts, strict causality, decoding, initialisation, groups."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from scangolf.config import PRESETS, AttentionConfig, ModelConfig, S6Config
+from scangolf.model import HybridLM
+from scangolf.train.optim import partition
+
+SMALL = ModelConfig(
+    vocab_size=37,
+    d_model=16,
+    n_layers=5,
+    mlp_width=24,
+    embed_std=0.5,
+    attention=AttentionConfig(n_heads=4, n_kv_heads=2),
+    s6=S6Config(d_state=3, dt_rank=2),
+)
+
+
+def lively(config: ModelConfig, seed: int = 0) -> HybridLM:
+    """A model whose projections are not zero, so that every path reaches the output."""
+    model = HybridLM(config, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"), [("baseline", 17_059_912), ("seed", 30_299_152)]
+)
+def test_published_parameter_counts(preset: str, count: int) -> None:
+    assert HybridLM(PRESETS[preset]().model, seed=None).n_parameters == count
+
+
+def test_published_hybrid_layout() -> None:
+    layers = PRESETS["seed"]().model.layers
+    assert [i for i, kind in enumerate(layers) if kind == "attention"] == [3, 7]
+    assert len(layers) == 9
+
+
+def shrunk(name: str) -> ModelConfig:
+    """A preset's model with its own layers, at a width that a test can afford."""
+    model = PRESETS[name]().model
+    return dataclasses.replace(SMALL, n_layers=model.n_layers, pattern=model.pattern)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_trains_every_parameter(preset: str) -> None:
+    model = lively(shrunk(preset))
+    tokens_BL = torch.randint(37, (2, 19))
+    model(tokens_BL[:, :-1], tokens_BL[:, 1:]).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_strictly_causal(preset: str) -> None:
+    """Changing token t moves the outputs from t on, and not one bit before it."""
+    model = lively(shrunk(preset))
+    tokens_BL = torch.randint(37, (1, 23), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        before = model(tokens_BL)
+        for t in (0, 1, 11, 22):
+            changed = tokens_BL.clone()
+            changed[0, t] = (changed[0, t] + 5) % 37
+            after = model(changed)
+            assert torch.equal(after[:, :t], before[:, :t])
+            assert not torch.allclose(after[:, t], before[:, t])
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_decoding_equals_the_whole_sequence(preset: str) -> None:
+    """Prompt by `extend`, in two parts, then token by token by `step`: the logits of `forward`."""
+    model = lively(shrunk(preset)).eval()
+    tokens_BL = torch.randint(37, (2, 21))
+    with torch.no_grad():
+        whole = model(tokens_BL)
+        state = model.init_state(2)
+        first, state = model.extend(tokens_BL[:, :7], state)
+        second, state = model.extend(tokens_BL[:, 7:12], state)
+        steps = []
+        for t in range(12, 21):
+            logits, state = model.step(tokens_BL[:, t], state)
+            steps.append(logits)
+    found = torch.cat([first, second, torch.stack(steps, dim=1)], dim=1)
+    torch.testing.assert_close(found, whole, atol=2e-4, rtol=2e-4)
+
+
+def test_attention_forgets_what_is_outside_its_window() -> None:
+    config = dataclasses.replace(
+        SMALL, n_layers=1, attention=AttentionConfig(n_heads=4, n_kv_heads=2, window=4)
+    )
+    model = lively(config).eval()
+    a_BL = torch.randint(37, (1, 12))
+    b_BL = a_BL.clone()
+    b_BL[0, 0] = (b_BL[0, 0] + 1) % 37
+    with torch.no_grad():
+        a, state = model.extend(a_BL, model.init_state(1))
+        b, _ = model.extend(b_BL, model.init_state(1))
+    assert not torch.allclose(a[:, 3], b[:, 3])
+    torch.testing.assert_close(a[:, 4:], b[:, 4:])
+    assert state[0].k_BKSP.shape[2] == 4
+
+
+def test_loss_against_a_distribution_worked_out_by_hand() -> None:
+    """At initialisation the blocks are the identity, so the logits are embedding products."""
+    model = HybridLM(SMALL, seed=3).double()
+    model.compute_dtype = torch.float64
+    tokens_BL = torch.tensor([[3, 1, 36]])
+    targets_BL = torch.tensor([[1, 36, 0]])
+    E = model.embedding.weight.detach()
+    x = E[tokens_BL]
+    x = x / (x.square().mean(-1, keepdim=True)).sqrt()
+    # Skips: the second half adds the stored stream, which is x itself, and the norm undoes it.
+    logits = 30 * torch.tanh(x @ E.T / 30)
+    expected = -logits.log_softmax(-1).gather(-1, targets_BL[..., None])[..., 0]
+    torch.testing.assert_close(
+        model(tokens_BL, targets_BL).double(), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_seed_decides_every_parameter() -> None:
+    a, b, c = HybridLM(SMALL, seed=1), HybridLM(SMALL, seed=1), HybridLM(SMALL, seed=2)
+    torch.manual_seed(99)
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q), name
+    assert not torch.equal(a.embedding.weight, c.embedding.weight)
+
+
+def test_delta_starts_log_uniform() -> None:
+    config = dataclasses.replace(PRESETS["hybrid"]().model, n_layers=1, pattern="s6")
+    mixer = HybridLM(config, seed=0).blocks[0].mixer
+    delta = torch.nn.functional.softplus(mixer.delta_bias.double())  # type: ignore[union-attr,operator]
+    assert 0.001 <= delta.min() < 0.0012
+    assert 0.085 < delta.max() <= 0.1001
+    assert abs(delta.log().mean() - torch.tensor([0.001, 0.1]).log().mean()) < 0.15
+
+
+def test_every_parameter_is_in_one_optimiser_group() -> None:
+    for preset in PRESETS.values():
+        model = HybridLM(dataclasses.replace(preset().model, d_model=16, mlp_width=16), seed=None)
+        groups = partition(model)
+        names = [name for group in groups.values() for name in group]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_a_parameter_without_a_group_is_an_error() -> None:
+    model = HybridLM(SMALL)
+    model.register_parameter("stray", torch.nn.Parameter(torch.zeros(3)))
+    with pytest.raises(ValueError, match="stray"):
+        partition(model)
+
+
+def test_the_seed_keeps_its_defects() -> None:
+    groups = HybridLM(PRESETS["seed"]().model, seed=None).parameter_groups()
+    assert groups["blocks.0.mixer.conv.weight"] == "frozen"
+    assert groups["blocks.0.mixer.A_log"] == "matrix"
+    hybrid = HybridLM(PRESETS["hybrid"]().model, seed=None).parameter_groups()
+    assert "frozen" not in hybrid.values()
+    assert hybrid["blocks.0.mixer.A_log"] == "dynamics"
