@@ -1,0 +1,51 @@
+"""From an artifact on disk to a model that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scangolf.artifact.codec import read_artifact
+from scangolf.config import ModelConfig
+from scangolf.data.tokenizer import Tokenizer
+from scangolf.device import compute_dtype
+from scangolf.errors import UserError
+from scangolf.model import HybridLM
+
+
+def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[HybridLM, Tokenizer]:
+    """The model and tokenizer of an artifact file, or of a run folder that holds one.
+
+    The model is in evaluation mode on `device` and computes in bf16 on a GPU that has it, in
+    float32 elsewhere. Raises UserError for a file that is missing, damaged or not an artifact;
+    nothing in the file is ever run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "artifact.sg"
+    artifact = read_artifact(path)
+    _check_tensors(path, artifact.model_config, artifact.state)
+    model = HybridLM(artifact.model_config, seed=None)
+    model.load_state_dict(artifact.state)
+    model = model.to(device).eval()
+    model.compute_dtype = compute_dtype(torch.device(device))
+    return model, artifact.tokenizer
+
+
+def _check_tensors(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+    """Compares names and shapes with the configuration's, before any memory is taken for it."""
+    expected = {}
+    if config.n_layers <= len(state):
+        with torch.device("meta"):
+            model = HybridLM(config, seed=None)
+        expected = {name: p.shape for name, p in model.named_parameters()}
+    found = {name: tensor.shape for name, tensor in state.items()}
+    wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} tensors are not those of its configuration, {wrong[0]} among "
+            "them; the file was not written by this version of scangolf"
+        )

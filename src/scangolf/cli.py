@@ -1,0 +1,408 @@
+"""The command line. A verb imports what it needs when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
+
+from scangolf.config import PRESETS, RunConfig
+from scangolf.errors import Stopped, UserError
+
+if TYPE_CHECKING:
+    from scangolf.data.shards import Manifest
+    from scangolf.data.tokenizer import Tokenizer
+
+Verb = Callable[[], None]
+"""What a parsed command line will do, run after parsing is over."""
+Split = Literal["train", "val"]
+PresetName = Literal["tiny", "baseline", "seed", "hybrid", "hybrid-1to1", "ssm"]
+
+LOCAL_VAL_SHARE = 0.05
+
+app = SubcommandApp()
+data_app = SubcommandApp()
+train_app = SubcommandApp()
+app.command(data_app, name="data", help="Make a dataset, or look into one.")
+app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one verb. Exits with 2 for the user's mistakes, 128 + the signal after a signal."""
+    try:
+        _parse_and_run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"scangolf: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        sys.stderr.close()
+
+
+def _parse_and_run(args: Sequence[str]) -> None:
+    """Parses with tyro, whose boxed complaint becomes one line, and runs the verb."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            verb = app.cli(prog="scangolf", args=args or ["--help"])
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise UserError(_one_line(complaint.getvalue())) from error
+    verb()
+
+
+def _one_line(box: str) -> str:
+    """The complaint of a tyro error box, and the option that it thinks was meant."""
+    text = re.sub(r"[│╭╮╰╯]", "", box)
+    what, *hints = re.split(r"─{10,}", re.sub(r"\n\s*─", "\n─", text.split("\n", 1)[1]))
+    nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(hints))
+    line = " ".join(what.split())
+    return f"{line}; did you mean {nearest[1]}?" if nearest else f"{line}; see --help"
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+@data_app.command(name="local")
+def data_local(out: Path = Path("data/local"), vocab_size: int = 1024) -> Verb:
+    """The text that every Python carries, with a tokenizer trained on it.
+
+    Args:
+        out: Folder of the dataset to write.
+        vocab_size: Tokens of the tokenizer.
+    """
+
+    def verb() -> None:
+        from scangolf.data.text import local_documents, split_by_hash
+        from scangolf.data.tokenizer import train_tokenizer
+
+        documents = [(text, split_by_hash(text, LOCAL_VAL_SHARE)) for text in local_documents()]
+        training = (text for text, split in documents if split == "train")
+        tokenizer = train_tokenizer(training, vocab_size)
+        _build(documents, tokenizer, out, "local")
+
+    return verb
+
+
+@data_app.command(name="text")
+def data_text(
+    paths: Positional[tuple[Path, ...]],
+    out: Path = Path("data/text"),
+    per: Literal["line", "file"] = "line",
+    val: tuple[Path, ...] = (),
+    val_share: float = 0.02,
+    tokenizer: Path | None = None,
+    vocab_size: int = 1024,
+) -> Verb:
+    """Your own text: .txt, .jsonl (field text), .parquet, also .xz, .gz and .zst of the first two.
+
+    Args:
+        paths: Files, or folders of files.
+        out: Folder of the dataset to write.
+        per: A .txt file holds one document a line, or is one document.
+        val: Files of the validation split; without them a share of the documents, by hash.
+        val_share: The share of documents for validation, when there are no files for it.
+        tokenizer: A SentencePiece model; without one, one is trained on the training split.
+        vocab_size: Tokens of the tokenizer to train.
+    """
+
+    def verb() -> None:
+        from scangolf.data.text import read_documents, split_by_hash
+        from scangolf.data.tokenizer import Tokenizer, train_tokenizer
+
+        def documents() -> Iterator[tuple[str, Split]]:
+            for text in read_documents(paths, per):
+                yield text, "train" if val else split_by_hash(text, val_share)
+            for text in read_documents(val, per) if val else ():
+                yield text, "val"
+
+        if tokenizer is None:
+            training = (text for text, split in documents() if split == "train")
+            model = train_tokenizer(training, vocab_size)
+        else:
+            model = Tokenizer.load(tokenizer)
+        _build(documents(), model, out, out.name)
+
+    return verb
+
+
+@data_app.command(name="fineweb")
+def data_fineweb(
+    out: Path = Path("data/fineweb-sp1024"), variant: str = "sp1024", train_shards: int = 1
+) -> Verb:
+    """The challenge's own shards, from the Hugging Face hub.
+
+    Args:
+        out: Folder of the dataset to write; an interrupted download continues there.
+        variant: Tokenizer variant, as the challenge names it.
+        train_shards: Training shards of 100,000,000 tokens to take.
+    """
+
+    def verb() -> None:
+        from scangolf.data.hub import download_fineweb
+
+        _say_dataset(download_fineweb(out, variant, train_shards), out)
+
+    return verb
+
+
+@data_app.command(name="inspect")
+def data_inspect(
+    path: Positional[Path],
+    tokenizer: Path | None = None,
+    seq_len: int = 1024,
+    json: bool = False,
+) -> Verb:
+    """What a shard or a text holds: tokens, documents, targets and the bytes behind them.
+
+    Args:
+        path: A .bin shard, or text of the kinds that `data text` reads, one document a line.
+        tokenizer: A SentencePiece model; for a shard of a dataset folder, its own unless given.
+        seq_len: Tokens of a sequence, for the count of targets and their bytes.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.data.inspect import inspect_path
+
+        _print_values(inspect_path(path, tokenizer, seq_len), json)
+
+    return verb
+
+
+def _build(
+    documents: Iterable[tuple[str, Split]], tokenizer: Tokenizer, out: Path, name: str
+) -> None:
+    from scangolf.data.shards import build_dataset
+
+    with _counter() as progress:
+        manifest = build_dataset(documents, tokenizer, out, name, progress=progress)
+    _say_dataset(manifest, out)
+
+
+@contextlib.contextmanager
+def _counter() -> Iterator[Callable[[int, int], None]]:
+    """A live count of documents and tokens on a terminal; elsewhere silent."""
+    from rich.console import Console
+
+    with Console().status("tokenizing") as status:
+
+        def progress(documents: int, tokens: int) -> None:
+            status.update(f"tokenizing: {documents:,} documents, {tokens:,} tokens")
+
+        yield progress
+
+
+def _say_dataset(manifest: Manifest, folder: Path) -> None:
+    for split, shards in manifest.splits.items():
+        documents, tokens, text = (
+            sum(getattr(shard, field) for shard in shards)
+            for field in ("documents", "tokens", "bytes")
+        )
+        print(f"{split}: {documents:,} documents, {tokens:,} tokens, {text:,} bytes of text")
+    print(f"dataset: {folder} (vocabulary {manifest.vocab_size:,})")
+
+
+# --- train --------------------------------------------------------------------------------------
+
+
+def _add_preset(name: str, default: RunConfig) -> None:
+    def train(
+        config: Annotated[RunConfig, arg(name="")] = default,
+        out: Path | None = None,
+        resume: bool = False,
+    ) -> Verb:
+        return lambda: _train(config, default, out or Path("runs") / name, resume)
+
+    train.__doc__ = f"""{PRESETS[name].__doc__}
+
+    Args:
+        out: Run folder; runs/{name} unless given.
+        resume: Continue the run in that folder from its last checkpoint.
+    """
+    train_app.command(name=name)(train)
+
+
+def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> None:
+    from scangolf.run import resumed_config, run
+
+    summary = run(resumed_config(out, config, default) if resume else config, out, resume=resume)
+    sample = summary.pop("sample")
+    _print_values(summary, as_json=False)
+    print(f"\n{sample['prompt']}[...]{sample['text']}")
+
+
+for _name, _preset in PRESETS.items():
+    _add_preset(_name, _preset())
+
+
+# --- score, generate, report, presets -----------------------------------------------------------
+
+
+@app.command(name="eval")
+def evaluate(
+    artifact: Positional[Path],
+    data: Path | None = None,
+    mode: Literal["plain", "sliding", "stateful"] = "plain",
+    stride: int | None = None,
+    seq_len: int | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> Verb:
+    """Bits per byte of an artifact as it lies on disk, on the whole validation split.
+
+    Args:
+        artifact: A run folder, or an artifact file.
+        data: Folder of the dataset; for a run folder, the one it was trained on unless given.
+        mode: What a target's context is: its own sequence, overlapping windows, or everything.
+        stride: Targets a window scores in mode sliding; a quarter of the sequence unless given.
+        seq_len: Tokens of a sequence; for a run folder, as in training unless given, else 1024.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.run import score_artifact
+
+        values = score_artifact(
+            artifact, data=data, mode=mode, stride=stride, seq_len=seq_len, device=device
+        )
+        _print_values(values, json)
+
+    return verb
+
+
+@app.command
+def generate(
+    artifact: Positional[Path],
+    prompt: str = "The ",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Verb:
+    """Text that continues a prompt, in memory that does not grow with the text.
+
+    Args:
+        artifact: A run folder, or an artifact file.
+        prompt: What the text begins with.
+        tokens: Tokens to add.
+        temperature: 0 always takes the likeliest token; 1 samples the model's own distribution.
+        top_k: Sample from so many of the likeliest tokens.
+        seed: The same seed gives the same text.
+        device: auto, cpu, cuda or mps.
+    """
+
+    def verb() -> None:
+        from scangolf.artifact.load import load
+        from scangolf.device import pick_device
+        from scangolf.generate import generate as continue_text
+
+        if tokens < 1 or top_k < 1 or temperature < 0:
+            raise UserError(
+                f"--tokens {tokens} --top-k {top_k} --temperature {temperature}: "
+                "needs at least 1 token, a top-k of 1 and a temperature of 0"
+            )
+        model, tokenizer = load(artifact, pick_device(device))
+        text = continue_text(
+            model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed
+        )
+        print(prompt + text)
+
+    return verb
+
+
+@app.command
+def report(run: Positional[Path]) -> Verb:
+    """Write report.html into a run folder: curves, score, bytes and a sample on one page.
+
+    Args:
+        run: A run folder, of a finished run or not.
+    """
+
+    def verb() -> None:
+        from scangolf.report.page import write_report
+
+        print(write_report(run))
+
+    return verb
+
+
+@app.command
+def presets(name: Positional[PresetName | None] = None, json: bool = False) -> Verb:
+    """Every preset with its layers, parameters and bytes, or one as its whole configuration.
+
+    Args:
+        name: Show this one's configuration.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.config import to_dict
+
+        if name is not None:
+            _print_values(to_dict(PRESETS[name]()), json)
+            return
+        from scangolf.run import describe_preset
+
+        rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
+        _print_values(rows, json)
+
+    return verb
+
+
+# --- what a person sees -------------------------------------------------------------------------
+
+
+def _print_values(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(dumps(values, indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for key, value in _flat(values):
+        table.add_row(key, _human(value))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _human(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 10_000 else f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""One run from its configuration to its report: train, write the artifact, score what lies on disk.
+
+A run folder holds config.json, metrics.jsonl, train.log, checkpoint/, artifact.sg, summary.json
+and report.html. The score is that of the artifact read back from disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from scangolf.artifact.budget import measure
+from scangolf.artifact.codec import save_artifact
+from scangolf.artifact.load import load
+from scangolf.artifact.quantize import quantize
+from scangolf.config import RunConfig, run_config_from_dict, to_dict
+from scangolf.data.shards import Dataset, open_dataset
+from scangolf.device import describe, pick_device
+from scangolf.errors import UserError
+from scangolf.generate import generate
+from scangolf.model import HybridLM
+from scangolf.report.page import write_report
+from scangolf.score.bpb import byte_table
+from scangolf.score.evaluate import Mode, Score, evaluate, whole_sequences
+from scangolf.train.loop import Trainer, evaluation_record, write_record
+from scangolf.train.progress import make_display
+
+MAY_CHANGE = {"seconds", "steps", "data", "device", "compile", "evals", "checkpoint_seconds"}
+"""What a resumed run may be given anew; everything else must be as it was."""
+
+SAMPLE_TOKENS = 200
+
+
+def run(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:
+    """Trains into `folder` and returns its summary; a signal raises Stopped."""
+    dataset = open_dataset(Path(config.data))
+    if dataset.tokenizer.vocab_size != config.model.vocab_size:
+        raise UserError(
+            f"{config.data}: its tokenizer has {dataset.tokenizer.vocab_size} tokens, the model is "
+            f"built for {config.model.vocab_size}: pass --model.vocab-size "
+            f"{dataset.tokenizer.vocab_size}, or another --data"
+        )
+    val_tokens = dataset.val_tokens()
+    whole_sequences(val_tokens, config.batch.seq_len)
+    _claim(folder, config, resume)
+
+    table = byte_table(dataset.tokenizer)
+    display = make_display(folder / "train.log")
+    try:
+        display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
+        trainer = Trainer(
+            config,
+            dataset,
+            folder,
+            display,
+            lambda model: evaluate(model, val_tokens, table, seq_len=config.batch.seq_len),
+        )
+        display.say(f"{trainer.model.n_parameters:,} parameters on {describe(trainer.device)}")
+        if resume:
+            trainer.resume()
+            display.say(f"resumed after step {trainer.progress.step:,}")
+        trainer.train()
+        display.say("scoring the whole validation split")
+        score = trainer.evaluate(trainer.model)
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+            write_record(metrics, evaluation_record(trainer.progress, 1.0, score))
+        display.say("writing the artifact, reading it back and scoring it")
+        summary = _finish(trainer, dataset, folder, score)
+        display.say(f"report: {write_report(folder)}")
+    finally:
+        display.close()
+    return summary
+
+
+def score_artifact(
+    path: Path,
+    *,
+    data: Path | None,
+    mode: Mode,
+    stride: int | None,
+    seq_len: int | None,
+    device: str,
+) -> dict[str, Any]:
+    """The score of an artifact file, or of a run folder's, read from disk.
+
+    A run folder supplies `data` and `seq_len` where they are None; a file needs `data`.
+    """
+    if (path / "config.json").exists():
+        config = _read_config(path)
+        data = Path(config.data) if data is None else data
+        seq_len = config.batch.seq_len if seq_len is None else seq_len
+    if data is None:
+        raise UserError(f"{path}: not a run folder, so it does not know its data: pass --data")
+    file = path / "artifact.sg" if path.is_dir() else path
+    model, tokenizer = load(file, pick_device(device))
+    dataset = open_dataset(data)
+    if dataset.tokenizer.sha256 != tokenizer.sha256:
+        raise UserError(
+            f"{data}: was tokenized with another tokenizer than {file} holds; use the data it was "
+            "trained on, or tokenize this text with its tokenizer"
+        )
+    score = evaluate(
+        model,
+        dataset.val_tokens(),
+        byte_table(tokenizer),
+        seq_len=1024 if seq_len is None else seq_len,
+        mode=mode,
+        stride=stride,
+    )
+    return {
+        "artifact": str(file),
+        "artifact_bytes": file.stat().st_size,
+        "mode": mode,
+        "val_tokens": score.tokens,
+        "val_bytes": score.bytes,
+        "val_loss": score.loss,
+        "val_bpb": score.bpb,
+    }
+
+
+def describe_preset(config: RunConfig) -> dict[str, str]:
+    """A preset in a few words: its layers, parameters and bytes before compression."""
+    model = HybridLM(config.model)
+    groups = model.parameter_groups()
+    scheme = config.artifact.scheme
+    stored = (quantize(name, p, groups[name], scheme) for name, p in model.named_parameters())
+    n_bytes = sum(part.nbytes for tensor in stored for part in tensor.parts)
+    kinds = " ".join(config.model.layers)
+    return {
+        "layers": kinds,
+        "parameters": f"{model.n_parameters:,}",
+        "int8 bytes, uncompressed": f"{n_bytes:,}",
+        "seconds": f"{config.seconds:g}",
+    }
+
+
+def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
+    """Makes the run folder and writes config.json; a run that is there must be resumed."""
+    path = folder / "config.json"
+    if path.exists() and not resume:
+        raise UserError(
+            f"{folder}: holds a run already; continue it with --resume, or choose --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, to_dict(config))
+
+
+def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunConfig:
+    """The configuration a run folder was started with, changed where `asked` is not `default`.
+
+    Only what leaves the training itself as it was may change (`MAY_CHANGE`), else a UserError.
+    """
+    saved = _read_config(folder)
+    old, new, plain = (to_dict(config) for config in (saved, asked, default))
+    changed = {key: new[key] for key in new if new[key] != plain[key]}
+    for key, value in changed.items():
+        if key not in MAY_CHANGE and value != old[key]:
+            raise UserError(
+                f"{folder}: --resume cannot change {key} from {old[key]} to {value}; leave that "
+                "option out, or train into another --out"
+            )
+    return run_config_from_dict(old | changed, str(folder))
+
+
+def _read_config(folder: Path) -> RunConfig:
+    path = folder / "config.json"
+    try:
+        return run_config_from_dict(json.loads(path.read_text()), str(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: not a run folder, it has no config.json") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); restore it from a copy") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> dict[str, Any]:
+    config, model, progress = trainer.config, trainer.model, trainer.progress
+    path = folder / "artifact.sg"
+    save_artifact(
+        path,
+        {name: p.detach() for name, p in model.named_parameters()},
+        model.parameter_groups(),
+        config.model,
+        dataset.tokenizer,
+        config.artifact.scheme,
+    )
+    budget = measure(path, config.artifact.limit_bytes)
+    trainer.display.say(budget.describe())
+    reloaded, tokenizer = load(path, trainer.device)
+    artifact_score = trainer.evaluate(reloaded)
+    prompt = _sample_prompt(dataset)
+    summary = {
+        "preset": config.preset,
+        "seed": config.seed,
+        "device": describe(trainer.device),
+        "layers": list(config.model.layers),
+        "parameters": model.n_parameters,
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "train_seconds": progress.seconds,
+        "tokens_per_second": progress.tokens / progress.seconds,
+        "val_loss": score.loss,
+        "val_bpb": score.bpb,
+        "artifact_val_bpb": artifact_score.bpb,
+        "artifact_bytes": budget.artifact_bytes,
+        "code_bytes": budget.code_bytes,
+        "total_bytes": budget.total_bytes,
+        "limit_bytes": budget.limit_bytes,
+        "fits": budget.fits,
+        "tokenizer_sha256": dataset.tokenizer.sha256,
+        "val_tokens": score.tokens,
+        "val_bytes": score.bytes,
+        "sample": {
+            "prompt": prompt,
+            "text": generate(reloaded, tokenizer, prompt, SAMPLE_TOKENS, seed=config.seed),
+        },
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _sample_prompt(dataset: Dataset) -> str:
+    """The first words of the validation text, which no model was trained on."""
+    return dataset.tokenizer.decode(dataset.val[0][:16].tolist())

@@ -1,0 +1,83 @@
+"""Checkpoints: everything a run needs to go on, written whole or not at all.
+
+A checkpoint is one safetensors file: the parameters, the optimiser's state, and the counters of
+the run as its metadata. `latest.json` names the newest one with its SHA-256. Both are written
+beside their target and moved into place, and the older checkpoint is removed only after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scangolf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Training clock."""
+    position: int = 0
+    """Sequences taken from the data."""
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:
+    """Writes `folder/step-N.safetensors` and points `folder/latest.json` at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{progress.step:08d}.safetensors"
+    part = path.with_suffix(".part")
+    metadata = {"progress": json.dumps(asdict(progress))}
+    pointer = folder / "latest.part"
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata)
+        pointer.write_text(json.dumps({"file": path.name, "sha256": sha256(part)}))
+        os.replace(part, path)
+        os.replace(pointer, folder / "latest.json")
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        pointer.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: could not write the checkpoint ({error}); the one before it is untouched: "
+            "free some space and continue with --resume"
+        ) from error
+    for old in folder.glob("step-*.safetensors"):
+        if old != path:
+            old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
+    """Reads the newest checkpoint, on the CPU, after checking its SHA-256."""
+    pointer = folder / "latest.json"
+    if not pointer.exists():
+        raise UserError(f"{folder}: no checkpoint to resume from; start without --resume")
+    try:
+        latest = json.loads(pointer.read_text())
+        path = folder / latest["file"]
+        if sha256(path) != latest["sha256"]:
+            raise ValueError("its SHA-256 is not the one it was written with")
+        with safe_open(path, framework="pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: the checkpoint is damaged ({error}); restore it from a copy, "
+            "or start the run anew in another folder"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
