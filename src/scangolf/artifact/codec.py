@@ -20,6 +20,7 @@ because only the bytes of sign and exponent compress.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -47,8 +48,9 @@ PREFIX = struct.Struct("<8sI32s")
 LENGTHS = struct.Struct("<IQ")
 """Bytes of the manifest and of the compressed body."""
 MAX_MANIFEST = 2**20
-MAX_BODY = 2**29
-"""Most bytes of a body, compressed or not; thirty times the challenge's limit."""
+"""Most bytes of a manifest; a tensor takes about 50."""
+MAX_BYTES = 2**29
+"""Most bytes of a file and of a decompressed body; thirty times the challenge's limit."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class _Row:
     coding: str
 
     def __post_init__(self) -> None:
-        sizes = all(type(n) is int and 0 <= n <= MAX_BODY for n in self.shape)
+        sizes = all(type(n) is int and 0 <= n <= MAX_BYTES for n in self.shape)
         if self.coding not in CODINGS or not isinstance(self.name, str) or not sizes:
             raise ValueError(f"cannot read tensor {self.name} of shape {self.shape}")
         if len(self.shape) > 8 or (self.coding.startswith("int8") and len(self.shape) != 2):
@@ -130,12 +132,12 @@ def save_artifact(
         "tensors": [[row.name, row.shape, row.coding] for row in rows],
     }
     parts = [_planes(stored[part.name].parts[part.index]) for part in _layout(rows)]
-    content = pack(manifest, tokenizer.model_bytes + b"".join(parts))
+    content = _pack(manifest, tokenizer.model_bytes + b"".join(parts))
     _write(path, content)
     return len(content)
 
 
-def pack(manifest: Mapping[str, Any], body: bytes) -> bytes:
+def _pack(manifest: Mapping[str, Any], body: bytes) -> bytes:
     """The content of a file: the header, the manifest and the body compressed by its scheme."""
     text = json.dumps(manifest, separators=(",", ":")).encode()
     compressed = COMPRESS[manifest["scheme"]](body)
@@ -155,7 +157,8 @@ def _write(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"cannot write the artifact {path}: {error.strerror}") from error
 
 
@@ -172,9 +175,8 @@ def read_artifact(path: Path) -> Artifact:
     try:
         return _decode(checked)
     except (ValueError, KeyError, TypeError, RuntimeError, UserError) as error:
-        raise UserError(
-            f"{path} cannot be read: {type(error).__name__}: {error}; get it again from its source"
-        ) from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} cannot be read: {reason}; get it again from its source") from error
 
 
 def _read_checked(path: Path) -> bytes:
@@ -193,11 +195,13 @@ def _read_checked(path: Path) -> bytes:
                 )
             n_manifest, n_compressed = LENGTHS.unpack(lengths)
             n_wanted = PREFIX.size + LENGTHS.size + n_manifest + n_compressed
-            if n_file != n_wanted or n_manifest > MAX_MANIFEST or n_compressed > MAX_BODY:
+            if n_file != n_wanted:
                 raise UserError(
-                    f"{path} is damaged, {n_file:,} bytes instead of {n_wanted:,}: "
+                    f"{path} is damaged, {n_file:,} bytes where its header says {n_wanted:,}: "
                     "get it again from its source"
                 )
+            if n_file > MAX_BYTES:
+                raise UserError(f"{path} is {n_file:,} bytes, at most {MAX_BYTES:,} can be read")
             checked = lengths + file.read(n_manifest + n_compressed)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name an artifact.sg") from error
@@ -208,6 +212,8 @@ def _read_checked(path: Path) -> bytes:
 
 def _decode(checked: bytes) -> Artifact:
     n_manifest, _ = LENGTHS.unpack_from(checked)
+    if n_manifest > MAX_MANIFEST:
+        raise ValueError(f"a manifest of {n_manifest:,} bytes")
     compressed = memoryview(checked)[LENGTHS.size + n_manifest :]
     manifest = json.loads(checked[LENGTHS.size : LENGTHS.size + n_manifest])
 
@@ -217,7 +223,7 @@ def _decode(checked: bytes) -> Artifact:
     layout = _layout(rows)
     n_tokenizer = manifest["tokenizer_bytes"]
     n_body = n_tokenizer + sum(part.n_bytes for part in layout)
-    if type(n_tokenizer) is not int or not 0 <= n_tokenizer <= n_body <= MAX_BODY:
+    if type(n_tokenizer) is not int or not 0 <= n_tokenizer <= n_body <= MAX_BYTES:
         raise ValueError(f"{n_body} bytes of tensors and tokenizer")
     config = model_config_from_dict(manifest["model"], "its manifest")
 
