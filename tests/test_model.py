@@ -30,9 +30,7 @@ def lively(config: ModelConfig, seed: int = 0) -> HybridLM:
     return model
 
 
-@pytest.mark.parametrize(
-    ("preset", "count"), [("baseline", 17_059_912), ("seed", 30_299_152)]
-)
+@pytest.mark.parametrize(("preset", "count"), [("baseline", 17_059_912), ("seed", 30_299_152)])
 def test_published_parameter_counts(preset: str, count: int) -> None:
     assert HybridLM(PRESETS[preset]().model, seed=None).n_parameters == count
 
