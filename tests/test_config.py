@@ -1,0 +1,89 @@
+"""Configurations: patterns, strict JSON, and refusals that name the option."""
+
+import dataclasses
+import json
+
+import pytest
+
+from scangolf.config import (
+    PRESETS,
+    BatchConfig,
+    ModelConfig,
+    RunConfig,
+    expand_pattern,
+    run_config_from_dict,
+    to_dict,
+)
+from scangolf.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kinds"),
+    [
+        ("attention", ["attention"]),
+        ("3 s6 : 1 attention", ["s6", "s6", "s6", "attention"]),
+        ("s6:attention", ["s6", "attention"]),
+        ("s6, s6, attention, s6", ["s6", "s6", "attention", "s6"]),
+        (" 2 s6_seed:attention ", ["s6_seed", "s6_seed", "attention"]),
+    ],
+)
+def test_pattern(pattern: str, kinds: list[str]) -> None:
+    assert list(expand_pattern(pattern)) == kinds
+
+
+def test_pattern_repeats_over_the_depth() -> None:
+    layers = ModelConfig(n_layers=6, pattern="3 s6 : attention").layers
+    assert layers == ("s6", "s6", "s6", "attention", "s6", "s6")
+
+
+@pytest.mark.parametrize("pattern", ["", "mamba", "0 s6", "s6 :", "3s6", "-1 s6", "s6 attention"])
+def test_an_unreadable_pattern_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        expand_pattern(pattern)
+
+
+def test_a_pattern_longer_than_the_model() -> None:
+    with pytest.raises(UserError, match="names 4 layers, but model.n_layers is 2"):
+        RunConfig("x", model=ModelConfig(n_layers=2, pattern="3 s6 : attention"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name: str) -> None:
+    config = PRESETS[name]()
+    assert config.preset == name
+    assert run_config_from_dict(json.loads(json.dumps(to_dict(config))), "config.json") == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": {}}, "modle"),
+        ({"model": {"d_modle": 3}}, "d_modle"),
+        ({"seconds": "long"}, "seconds"),
+        ({"seconds": 0}, "--seconds 0.0: needs a budget above 0 seconds"),
+        ({"model": {"pattern": "mamba"}}, "cannot read 'mamba'"),
+    ],
+)
+def test_a_config_file_is_read_strictly(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        run_config_from_dict({"preset": "tiny"} | change, "runs/x/config.json")
+    assert "runs/x/config.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"seconds": -1.0}, "--seconds"),
+        ({"seconds": float("nan")}, "--seconds"),
+        ({"steps": 0}, "--steps"),
+        ({"model": ModelConfig(d_model=500)}, "--model.d-model"),
+        ({"model": ModelConfig(vocab_size=70_000)}, "--model.vocab-size"),
+        ({"batch": BatchConfig(tokens=1000)}, "--batch.tokens"),
+        ({"batch": BatchConfig(micro_tokens=10)}, "--batch.micro-tokens"),
+        ({"batch": BatchConfig(seq_len=0)}, "--batch.seq-len"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(changes: dict[str, object], option: str) -> None:
+    with pytest.raises(UserError, match=option):
+        dataclasses.replace(PRESETS["baseline"](), **changes)  # type: ignore[arg-type]
