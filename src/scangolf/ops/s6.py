@@ -1,13 +1,14 @@
-"""The selective scan of Mamba as a torch operator: checks, registration, gradients, choice of backend.
+"""The selective scan of Mamba as a torch operator: registration, gradients, choice of backend.
 
 Gu & Dao 2023 (arXiv:2312.00752), section 3 and algorithm 2; the formulas stand in ops/reference.py.
 
-A backend is a module with `forward`, `backward` and `tiles` as in ops/reference.py. Whatever the
-inputs' dtypes, autocast included, the state and everything that touches it is float32 (float64
-for float64 inputs): the operator takes any mix of dtypes, is left alone by autocast, and returns
-y in u's dtype and every gradient in the dtype of its input.
+A backend is a module with `forward`, `backward` and `saved_shape` as in ops/s6_chunked.py.
 
-Shapes: B batch, L length, D channels, N state, G groups of channels, K saved states.
+Whatever the inputs' dtypes, and under autocast too, the state and everything that touches it is
+float32 (float64 for float64 inputs). The operator takes any mix of the smaller dtypes; y comes in
+u's dtype, every gradient in the dtype of its input.
+
+Shapes: B batch, L length, D channels, N state, G groups of channels.
 """
 
 from types import ModuleType
@@ -17,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scangolf.ops import reference
+from scangolf.ops import s6_chunked
+from scangolf.ops.checks import check_scan, check_step
+from scangolf.ops.reference import state_dtype
 
 Backend = Literal["auto", "triton", "reference"]
 
@@ -102,7 +105,7 @@ def selective_scan(
     Raises:
         ValueError: a shape, dtype or device that does not fit, or a backend that is not there.
     """
-    _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     chosen = choose_backend(backend)
     if B.dim() == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)
@@ -138,8 +141,8 @@ def selective_state_update(
     Raises:
         ValueError: a shape, dtype or device that does not fit.
     """
-    _check_step(state, u, delta, A, B, C, D, z, delta_bias)
-    dtype, per_group = reference.state_dtype(u), u.shape[1] // (B.shape[1] if B.dim() == 3 else 1)
+    check_step(state, u, delta, A, B, C, D, z, delta_bias)
+    dtype, per_group = state_dtype(u), u.shape[1] // (B.shape[1] if B.dim() == 3 else 1)
     u_BD, d_BD = u.to(dtype), delta.to(dtype)
     if delta_bias is not None:
         d_BD = d_BD + delta_bias.to(dtype)
@@ -169,7 +172,7 @@ def choose_backend(backend: str) -> str:
 
 
 def _module(backend: str) -> ModuleType:
-    return {"reference": reference}[backend]
+    return {"reference": s6_chunked}[backend]
 
 
 # --- registration -------------------------------------------------------------------------------
@@ -190,20 +193,21 @@ def _scan(
     seq_idx: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the final state, and the states saved for the backward pass [B, K, D, N]."""
-    return _module(backend).forward(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx
-    )
+    """y, the final state, and what the backend saves for the backward pass."""
+    with torch.autocast(u.device.type, enabled=False):
+        return _module(backend).forward(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx
+        )
 
 
 @_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, backend):
     batch, length, channels = u.shape
-    n, dtype, tiles = A.shape[1], reference.state_dtype(u), _module(backend).tiles(length)
+    dtype = state_dtype(u)
     return (
         u.new_empty(batch, length, channels),
-        u.new_empty(batch, channels, n, dtype=dtype),
-        u.new_empty(batch, tiles, channels, n, dtype=dtype),
+        u.new_empty(batch, channels, A.shape[1], dtype=dtype),
+        u.new_empty(_module(backend).saved_shape(u, A, B), dtype=dtype),
     )
 
 
@@ -211,7 +215,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_id
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,
-    borders: Tensor,
+    saved: Tensor,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -224,20 +228,21 @@ def _scan_backward(
     seq_idx: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty for absent D, z, bias."""
-    return _module(backend).backward(
-        grad_y, grad_final, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx
-    )
+    """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty where absent."""
+    with torch.autocast(u.device.type, enabled=False):
+        return _module(backend).backward(
+            grad_y, grad_final, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx
+        )
 
 
 @_scan_backward.register_fake
 def _(
-    grad_y, grad_final, borders, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, backend
+    grad_y, grad_final, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, backend
 ):  # fmt: skip
     def like(x: Tensor | None) -> Tensor:
         return u.new_empty(0) if x is None else x.new_empty(x.shape)
 
-    state = borders.new_empty(borders.shape[0], *borders.shape[2:])
+    state = saved.new_empty(u.shape[0], *A.shape)
     return *(like(x) for x in (u, delta, A, B, C, D, z, delta_bias)), state
 
 
@@ -250,102 +255,17 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _gradients(ctx, grad_y, grad_final, _):
-    u, delta, A, B, C, D, z, delta_bias, seq_idx, borders = ctx.saved_tensors
+    u, delta, A, B, C, D, z, delta_bias, seq_idx, saved = ctx.saved_tensors
     if grad_y is None:
         grad_y = torch.zeros_like(u)
-    grads = list(
-        _scan_backward(
-            grad_y, grad_final, borders, u, delta, A, B, C, D, z, delta_bias,
-            ctx.delta_softplus, seq_idx, ctx.backend,
-        )
+    grads = _scan_backward(
+        grad_y, grad_final, saved, u, delta, A, B, C, D, z, delta_bias,
+        ctx.delta_softplus, seq_idx, ctx.backend,
     )  # fmt: skip
-    for i, present in ((5, D), (6, z), (7, delta_bias)):
-        if present is None:
-            grads[i] = None
-    d_initial = None if ctx.state_in is None else grads[8].to(ctx.state_in)
-    return *grads[:8], None, d_initial, None, None
+    du, d_delta, dA, dB, dC, dD, dz, d_bias, d_initial = grads
+    d_initial = None if ctx.state_in is None else d_initial.to(ctx.state_in)
+    optional = (None if x is None else g for x, g in ((D, dD), (z, dz), (delta_bias, d_bias)))
+    return du, d_delta, dA, dB, dC, *optional, None, d_initial, None, None
 
 
 _scan.register_autograd(_gradients, setup_context=_save_for_backward)
-
-
-# --- checks -------------------------------------------------------------------------------------
-
-
-def _check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> None:
-    _rank("u", u, ("batch", "length", "channels"))
-    _rank("A", A, ("channels", "state"))
-    (batch, length, channels), n = u.shape, A.shape[1]
-    weights = (batch, length, n)
-    if B.dim() == 4:
-        weights = (batch, length, _groups(B.shape[2], channels), n)
-    _check_all(u, {
-        "delta": (delta, (batch, length, channels)),
-        "A": (A, (channels, n)),
-        "B": (B, weights),
-        "C": (C, weights),
-        "D": (D, (channels,)),
-        "z": (z, (batch, length, channels)),
-        "delta_bias": (delta_bias, (channels,)),
-        "initial_state": (initial_state, (batch, channels, n)),
-    })  # fmt: skip
-    if seq_idx is not None:
-        _shape("seq_idx", seq_idx, (batch, length))
-        if seq_idx.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"seq_idx has dtype {seq_idx.dtype}: expected torch.int32")
-
-
-def _check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
-    _rank("u", u, ("batch", "channels"))
-    _rank("A", A, ("channels", "state"))
-    (batch, channels), n = u.shape, A.shape[1]
-    weights = (batch, n)
-    if B.dim() == 3:
-        weights = (batch, _groups(B.shape[1], channels), n)
-    _check_all(u, {
-        "state": (state, (batch, channels, n)),
-        "delta": (delta, (batch, channels)),
-        "A": (A, (channels, n)),
-        "B": (B, weights),
-        "C": (C, weights),
-        "D": (D, (channels,)),
-        "z": (z, (batch, channels)),
-        "delta_bias": (delta_bias, (channels,)),
-    })  # fmt: skip
-
-
-def _check_all(u: Tensor, expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
-    _floating("u", u, u)
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None:
-            _shape(name, tensor, shape)
-            _floating(name, tensor, u)
-
-
-def _rank(name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
-    if tensor.dim() != len(axes):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected [{', '.join(axes)}]")
-
-
-def _groups(groups: int, channels: int) -> int:
-    if groups == 0 or channels % groups:
-        raise ValueError(
-            f"B has {groups} groups: expected a divisor of the {channels} channels of u"
-        )
-    return groups
-
-
-def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape}")
-
-
-def _floating(name: str, tensor: Tensor, u: Tensor) -> None:
-    if not tensor.dtype.is_floating_point:
-        raise ValueError(f"{name} has dtype {tensor.dtype}: expected a floating dtype")
-    if (tensor.dtype == torch.float64) != (u.dtype == torch.float64):
-        raise ValueError(
-            f"{name} has dtype {tensor.dtype}, u has {u.dtype}: float64 goes with float64 only"
-        )
-    if tensor.device != u.device:
-        raise ValueError(f"{name} is on {tensor.device}: expected {u.device}, where u is")
