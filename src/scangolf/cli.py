@@ -65,12 +65,15 @@ def _parse_and_run(args: Sequence[str]) -> None:
 
 
 def _one_line(box: str) -> str:
-    """The complaint of a tyro error box, and the option that it thinks was meant."""
+    """The complaint of a tyro error box, and the option that was probably meant."""
     text = re.sub(r"[│╭╮╰╯]", "", box)
     what, *hints = re.split(r"─{10,}", re.sub(r"\n\s*─", "\n─", text.split("\n", 1)[1]))
     nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(hints))
-    line = " ".join(what.split())
-    return f"{line}; did you mean {nearest[1]}?" if nearest else f"{line}; see --help"
+    line = " ".join(what.split()).rstrip(".")
+    if nearest:
+        return f"{line}; did you mean {nearest[1]}?"
+    choices = re.search(r"Available subcommands: (.*)", " ".join(" ".join(hints).split("\n")))
+    return f"{line}; choose from {choices[1].strip()}" if choices else f"{line}; see --help"
 
 
 # --- data ---------------------------------------------------------------------------------------

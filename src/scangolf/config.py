@@ -87,7 +87,7 @@ def expand_pattern(pattern: str) -> tuple[LayerKind, ...]:
     """ "3 s6 : 1 attention" -> ("s6", "s6", "s6", "attention"). Commas and colons both separate."""
     kinds: list[LayerKind] = []
     for item in re.split(r"[:,]", pattern):
-        match = re.fullmatch(r"\s*(?:(\d+)\s+)?([a-z]\w*)\s*", item)
+        match = re.fullmatch(r"\s*(?:(\d{1,3})\s+)?([a-z]\w*)\s*", item)
         if match is None or match[2] not in get_args(LayerKind) or match[1] == "0":
             raise UserError(
                 f"model.pattern '{pattern}': cannot read '{item.strip()}'; write a kind "
@@ -192,65 +192,76 @@ class RunConfig:
 
 def check(config: RunConfig) -> None:
     """Refuses what cannot be run, naming the option, its value and what would be valid."""
-    model, batch, schedule = config.model, config.batch, config.schedule
-    heads = model.attention
-
-    def require(valid: bool, option: str, value: object, wanted: str) -> None:
-        if not valid:
-            raise UserError(f"--{option} {value}: needs {wanted}")
-
-    require(config.seconds > 0, "seconds", config.seconds, "a budget above 0 seconds")
-    require(config.steps is None or config.steps > 0, "steps", config.steps, "at least 1 step")
-    require(config.evals >= 0, "evals", config.evals, "0 or more")
-    require(
+    check_model(config.model)
+    batch, schedule = config.batch, config.schedule
+    _require(config.seconds > 0, "seconds", config.seconds, "a budget above 0 seconds")
+    _require(config.steps is None or config.steps > 0, "steps", config.steps, "at least 1 step")
+    _require(config.evals >= 0, "evals", config.evals, "0 or more")
+    _require(
         config.checkpoint_seconds > 0,
         "checkpoint-seconds",
         config.checkpoint_seconds,
         "more than 0 seconds",
     )
-    require(
-        4 <= model.vocab_size <= 65_536,
-        "model.vocab-size",
-        model.vocab_size,
-        "4 to 65536, as shards hold 16 bits a token",
-    )
-    require(model.n_layers > 0, "model.n-layers", model.n_layers, "at least 1")
-    require(len(model.layers) > 0, "model.pattern", model.pattern, "at least one kind")
-    require(heads.n_heads > 0, "model.attention.n-heads", heads.n_heads, "at least 1")
-    require(
-        model.d_model > 0 and model.d_model % (2 * heads.n_heads) == 0,
-        "model.d-model",
-        model.d_model,
-        f"a multiple of twice the {heads.n_heads} attention heads",
-    )
-    require(
-        heads.n_kv_heads > 0 and heads.n_heads % heads.n_kv_heads == 0,
-        "model.attention.n-kv-heads",
-        heads.n_kv_heads,
-        f"a divisor of the {heads.n_heads} query heads",
-    )
-    require(heads.window > 0, "model.attention.window", heads.window, "at least 1")
-    require(batch.seq_len > 0, "batch.seq-len", batch.seq_len, "at least 1")
-    require(
+    _require(batch.seq_len > 0, "batch.seq-len", batch.seq_len, "at least 1")
+    _require(
         batch.tokens > 0 and batch.tokens % batch.seq_len == 0,
         "batch.tokens",
         batch.tokens,
         f"a multiple of the sequence length, {batch.seq_len}",
     )
-    require(
+    _require(
         batch.micro_tokens >= batch.seq_len,
         "batch.micro-tokens",
         batch.micro_tokens,
         f"at least the sequence length, {batch.seq_len}",
     )
-    require(0 <= schedule.warmup < 1, "schedule.warmup", schedule.warmup, "0 or more, below 1")
-    require(0 <= schedule.warmdown <= 1, "schedule.warmdown", schedule.warmdown, "0 to 1, a share")
-    require(
+    _require(0 <= schedule.warmup < 1, "schedule.warmup", schedule.warmup, "0 or more, below 1")
+    _require(0 <= schedule.warmdown <= 1, "schedule.warmdown", schedule.warmdown, "0 to 1")
+    _require(
         schedule.warmdown_steps > 0,
         "schedule.warmdown-steps",
         schedule.warmdown_steps,
         "at least 1 step",
     )
+
+
+def check_model(model: ModelConfig) -> None:
+    """The same for the model alone: it also guards against files that lie about a model's size."""
+    heads, s6 = model.attention, model.s6
+    _require(
+        4 <= model.vocab_size <= 65_536,
+        "model.vocab-size",
+        model.vocab_size,
+        "4 to 65536, as shards hold 16 bits a token",
+    )
+    _require(1 <= model.n_layers <= 1000, "model.n-layers", model.n_layers, "1 to 1000")
+    _require(len(model.layers) > 0, "model.pattern", model.pattern, "at least one kind")
+    _require(heads.n_heads > 0, "model.attention.n-heads", heads.n_heads, "at least 1")
+    _require(
+        model.d_model > 0 and model.d_model % (2 * heads.n_heads) == 0,
+        "model.d-model",
+        model.d_model,
+        f"a multiple of twice the {heads.n_heads} attention heads",
+    )
+    _require(
+        heads.n_kv_heads > 0 and heads.n_heads % heads.n_kv_heads == 0,
+        "model.attention.n-kv-heads",
+        heads.n_kv_heads,
+        f"a divisor of the {heads.n_heads} query heads",
+    )
+    _require(heads.window > 0, "model.attention.window", heads.window, "at least 1")
+    _require(model.mlp_width > 0, "model.mlp-width", model.mlp_width, "at least 1")
+    _require(model.logit_softcap > 0, "model.logit-softcap", model.logit_softcap, "above 0")
+    for name in ("d_state", "expand", "d_conv", "dt_rank"):
+        value = getattr(s6, name)
+        _require(value > 0, f"model.s6.{name.replace('_', '-')}", value, "at least 1")
+    _require(0 < s6.dt_min <= s6.dt_max, "model.s6.dt-min", s6.dt_min, "above 0, up to dt_max")
+
+
+def _require(valid: bool, option: str, value: object, wanted: str) -> None:
+    if not valid:
+        raise UserError(f"--{option} {value}: needs {wanted}")
 
 
 # --- presets ------------------------------------------------------------------------------------
@@ -348,14 +359,21 @@ def run_config_from_dict(values: Any, source: str) -> RunConfig:
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     """The same for a model's configuration alone."""
-    return _structure(values, ModelConfig, source)
+    model = _structure(values, ModelConfig, source)
+    try:
+        check_model(model)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return model
 
 
 def _structure(values: Any, kind: type, source: str) -> Any:
     try:
         return _converter.structure(values, kind)
-    except UserError:
-        raise
     except Exception as error:
-        reasons = "; ".join(cattrs.transform_error(error))
+        reasons = "; ".join(cattrs.transform_error(error, format_exception=_reason))
         raise UserError(f"{source}: not a configuration of this version: {reasons}") from error
+
+
+def _reason(error: BaseException, kind: type | None) -> str:
+    return str(error) if isinstance(error, UserError) else cattrs.v.format_exception(error, kind)

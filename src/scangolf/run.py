@@ -6,8 +6,10 @@ and report.html. The score is that of the artifact read back from disk.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,15 +155,24 @@ def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunCon
     Only what leaves the training itself as it was may change (`MAY_CHANGE`), else a UserError.
     """
     saved = _read_config(folder)
-    old, new, plain = (to_dict(config) for config in (saved, asked, default))
-    changed = {key: new[key] for key in new if new[key] != plain[key]}
-    for key, value in changed.items():
-        if key not in MAY_CHANGE and value != old[key]:
-            raise UserError(
-                f"{folder}: --resume cannot change {key} from {old[key]} to {value}; leave that "
-                "option out, or train into another --out"
-            )
-    return run_config_from_dict(old | changed, str(folder))
+    old, new, plain = (dict(_leaves(config)) for config in (saved, asked, default))
+    changed = {path for path in new if new[path] != plain[path] and new[path] != old[path]}
+    for path in sorted(changed - MAY_CHANGE):
+        raise UserError(
+            f"{folder}: --resume cannot change {path} from {old[path]} to {new[path]}; leave that "
+            "option out, or train into another --out"
+        )
+    return dataclasses.replace(saved, **{path: new[path] for path in changed})
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of a nested configuration by its dotted name."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, path + ".")
+        else:
+            yield path, value
 
 
 def _read_config(folder: Path) -> RunConfig:

@@ -136,7 +136,7 @@ class Trainer:
         self._saved_at = self.clock.elapsed
         self._settled_at = time.perf_counter()
         self.clock.start()
-        while not stop and self._share(step) < 1.0:
+        while not stop and self._fits(step + 1):
             launched = self._launch(step + 1)
             step += 1
             if under_way is not None:
@@ -163,6 +163,12 @@ class Trainer:
 
     def _share(self, step: int) -> float:
         return self.budget.share(step, self._elapsed(step))
+
+    def _fits(self, step: int) -> bool:
+        """Whether a step would end within the budget, at the average pace; the first one always."""
+        if self.config.steps is not None:
+            return step <= self.config.steps
+        return self.progress.step == 0 or self._elapsed(step) <= self.config.seconds
 
     def _launch(self, step: int) -> Launched:
         before = step - 1
