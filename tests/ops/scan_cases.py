@@ -51,9 +51,8 @@ def outputs_and_gradients(
     """y, the final state, and the gradients of a random weighting of both."""
     y, final = scan(**inputs, delta_softplus=True, return_final_state=True, **options)
     generator = torch.Generator().manual_seed(1)
-    weights = [
-        torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype)
-        for x in (y, final)
+    weights = [  # bfloat16 numbers, so that every dtype gets the same
+        torch.randn(x.shape, generator=generator).bfloat16().to(x.dtype) for x in (y, final)
     ]
     grads = torch.autograd.grad((y, final), list(inputs.values()), weights)
     return {"y": y, "final": final} | dict(zip(inputs, grads, strict=True))

@@ -106,7 +106,7 @@ def test_gradcheck(length, fast, pieces):
     seq_idx = documents(2, length, *(s for s in (3, 20, 32) if s < length))
 
     def scan(*values: Tensor):
-        named = dict(zip(inputs, values, strict=True))
+        named: dict[str, Any] = dict(zip(inputs, values, strict=True))
         return selective_scan(
             **named, delta_softplus=True, return_final_state=True, seq_idx=seq_idx
         )
@@ -217,8 +217,8 @@ def test_nothing_of_length_times_state_is_made(length):
     x["B"], x["C"] = x["B"].unsqueeze(2), x["C"].unsqueeze(2)
     inputs: Any = [x[k].detach() for k in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     with LargestTensor() as seen:
-        y, _, saved = s6_chunked.forward(*inputs, True, None, None)
-        s6_chunked.backward(y, None, saved, *inputs, True, None)
+        y, _, saved = s6_chunked.forward(*[*inputs, True, None, None])
+        s6_chunked.backward(*[y, None, saved, *inputs, True, None])
     weights = length * 64  # B, C: an input
     tile = 3 * s6_chunked.TILE * 8 * 64
     assert seen.elements <= max(weights, tile)
