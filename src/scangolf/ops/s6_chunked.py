@@ -171,7 +171,7 @@ def _forward_rows(x: _Scan, h_BFGNP: Tensor, y: Tensor, borders: Tensor) -> None
         d = tile.step_sizes(tile.biased())
         a, h = _tile_arrays(tile, scratch)
         _decays(a, tile, d)
-        _states(h, a, tile, d, h_BFGNP)
+        _states(h, a, tile, d * tile.u, h_BFGNP)
         h_BFGNP.copy_(h[:, :, -1])
         y_tile = _over_state(tile.C, h)
         if tile.D_D is not None:
@@ -188,9 +188,10 @@ def _backward_rows(
         tile, dy, entry = x.tile(t), dy_rows[:, :, t].to(x.A_GNP.dtype), borders[:, :, k]
         biased = tile.biased()
         d = tile.step_sizes(biased)
+        drive = d * tile.u  # what B writes into the state
         a, h, g = _tile_arrays(tile, scratch)
         _decays(a, tile, d)
-        _states(h, a, tile, d, entry)
+        _states(h, a, tile, drive, entry)
 
         if tile.z is not None and grads.z is not None:
             y = _over_state(tile.C, h)
@@ -201,8 +202,8 @@ def _backward_rows(
 
         grads.C[:, :, t] = _over_channels(dy, h)
         _adjoints(g, a, tile, dy, g_BFGNP)
-        grads.B[:, :, t] = _over_channels(d * tile.u, g)
-        dx = _over_state(tile.B, g)  # gradient of d u
+        grads.B[:, :, t] = _over_channels(drive, g)
+        dx = _over_state(tile.B, g)  # gradient of drive
 
         a.mul_(g)  # a g: first what goes on to the step before ...
         g_BFGNP.copy_(a[:, :, 0])
@@ -253,7 +254,7 @@ def _run(x: _Scan) -> Tensor:
             d = tile.step_sizes(tile.biased())
             a, h = _tile_arrays(tile, scratch)
             _decays(a, tile, d)
-            _states(h, a, tile, d, ends[b])
+            _states(h, a, tile, d * tile.u, ends[b])
             ends[b] = h[:, :, -1]
     return ends
 
@@ -282,16 +283,16 @@ def _decays(a: Tensor, x: _Scan, d: Tensor) -> None:
         a.mul_(x.keep[..., None, None, None])
 
 
-def _states(h: Tensor, a: Tensor, x: _Scan, d: Tensor, entry: Tensor) -> None:
-    torch.mul(x.B[..., None], x.by_group(d * x.u), out=h)
+def _states(h: Tensor, a: Tensor, x: _Scan, drive: Tensor, entry: Tensor) -> None:
+    torch.mul(x.B[..., None], x.by_group(drive), out=h)
     for h_t, a_t in zip(h.unbind(2), a.unbind(2), strict=True):
         entry = h_t.addcmul_(a_t, entry)
 
 
-def _adjoints(g: Tensor, a: Tensor, x: _Scan, dy: Tensor, exit: Tensor) -> None:
+def _adjoints(g: Tensor, a: Tensor, x: _Scan, dy: Tensor, after: Tensor) -> None:
     torch.mul(x.C[..., None], x.by_group(dy), out=g)
     gs, decays = g.unbind(2), a.unbind(2)
-    gs[-1].add_(exit)
+    gs[-1].add_(after)
     for t in range(len(gs) - 2, -1, -1):
         gs[t].addcmul_(decays[t + 1], gs[t + 1])
 
