@@ -189,7 +189,7 @@ def data_inspect(
 def _build(
     documents: Iterable[tuple[str, Split]], tokenizer: Tokenizer, out: Path, name: str
 ) -> None:
-    from scangolf.data.shards import build_dataset
+    from scangolf.data.build import build_dataset
 
     with _counter() as progress:
         manifest = build_dataset(documents, tokenizer, out, name, progress=progress)

@@ -122,7 +122,13 @@ class Trainer:
             raise Stopped(stop[0])
 
     def save(self) -> None:
-        """Writes a checkpoint of the last step that was read."""
+        """Writes a checkpoint of the last step that was read, or raises Diverged.
+
+        A step can spoil the weights though its own loss was finite: only good ones are kept.
+        """
+        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
+            what = f"weights are not finite after step {self.progress.step}"
+            raise Diverged(self._divergence(what))
         tensors = {f"model.{k}": v for k, v in self.model.named_parameters()}
         tensors |= {f"optim.{k}": v for k, v in self.optimiser.state().items()}
         save_checkpoint(self.folder / "checkpoint", tensors, self.progress)
@@ -135,6 +141,7 @@ class Trainer:
         evals_done = int(self._share(step) * evals)
         self._saved_at = self.clock.elapsed
         self._settled_at = time.perf_counter()
+        self._step_seconds = 0.0
         self.clock.start()
         while not stop and self._fits(step + 1):
             launched = self._launch(step + 1)
@@ -158,28 +165,23 @@ class Trainer:
 
     def _elapsed(self, step: int) -> float:
         """Seconds on the clock when `step` steps are done, estimated if some are under way."""
-        pace = self.progress.seconds / self.progress.step if self.progress.step else 0.0
-        return self.clock.elapsed + (step - self.progress.step) * pace
+        return self.clock.elapsed + (step - self.progress.step) * self._step_seconds
 
     def _share(self, step: int) -> float:
         return self.budget.share(step, self._elapsed(step))
 
     def _fits(self, step: int) -> bool:
-        """Whether a step would end within the budget, at the average pace; the first one always."""
+        """Whether a step would end within the budget if it takes as long as the last one."""
         if self.config.steps is not None:
             return step <= self.config.steps
-        return self.progress.step == 0 or self._elapsed(step) <= self.config.seconds
+        return self._elapsed(step) < self.config.seconds
 
     def _launch(self, step: int) -> Launched:
         before = step - 1
         factor = lr_factor(self.config.schedule, self.budget, before, self._elapsed(before))
         sums = torch.zeros(2, device=self.device)
         for _ in range(self.micro_steps):
-            x_BL, y_BL = next(self.batches)
-            loss = self.mean_loss(self.model, x_BL, y_BL)
-            (loss / self.micro_steps).backward()
-            sums[0] += loss.detach() * y_BL.numel()
-            sums[1] += self.table.count(x_BL, y_BL).sum()
+            self._accumulate(*next(self.batches), sums)
         self.optimiser.step(factor)
         if self.device.type != "cuda":
             return Launched(step, factor, sums.cpu(), None)
@@ -189,16 +191,24 @@ class Trainer:
         done.record()
         return Launched(step, factor, on_host, done)
 
+    def _accumulate(self, x_BL: Tensor, y_BL: Tensor, sums: Tensor) -> None:
+        """One micro-batch: adds to the gradients, and its nats and bytes to `sums`."""
+        loss = self.mean_loss(self.model, x_BL, y_BL)
+        (loss / self.micro_steps).backward()
+        sums[0] += loss.detach() * y_BL.numel()
+        sums[1] += self.table.count(x_BL, y_BL).sum()
+
     def _settle(self, launched: Launched) -> None:
         """Waits for a step, counts and records it."""
         if launched.done is not None:
             launched.done.synchronize()
         now = time.perf_counter()
+        self._step_seconds, self._settled_at = now - self._settled_at, now
         nats, n_bytes = launched.sums.tolist()
         tokens = self.config.batch.tokens
         loss = nats / tokens
         if not math.isfinite(loss):
-            raise Diverged(self._divergence(launched.step, loss))
+            raise Diverged(self._divergence(f"the loss is {loss} at step {launched.step}"))
         seconds = self.clock.elapsed
         self.progress = Progress(
             step=launched.step,
@@ -214,9 +224,8 @@ class Trainer:
             "loss": loss,
             "train_bpb": bits_per_byte(nats, int(n_bytes)),
             "lr": launched.factor,
-            "tokens_per_second": tokens / (now - self._settled_at),
+            "tokens_per_second": tokens / self._step_seconds,
         }
-        self._settled_at = now
         self._record(record)
         pace = seconds / launched.step
         left = self.budget.steps_left(launched.step, seconds) * pace
@@ -235,13 +244,17 @@ class Trainer:
         write_record(self._metrics, record)
 
     def _prime(self) -> None:
-        """Compiles everything a step runs, on random tokens, then puts model and optimiser back."""
+        """Compiles everything a step runs, on random tokens, then puts model and optimiser back.
+
+        The tokens have the strides of real batches, for which the compiler would start again.
+        """
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        shape = (self.micro_sequences, self.config.batch.seq_len)
+        shape = (self.micro_sequences, self.config.batch.seq_len + 1)
+        sums = torch.zeros(2, device=self.device)
         for _ in range(PRIMING_STEPS):
             tokens_BL = torch.randint(self.config.model.vocab_size, shape, device=self.device)
             for _ in range(min(2, self.micro_steps)):  # the second one adds to the gradients
-                self.mean_loss(self.model, tokens_BL, tokens_BL).backward()
+                self._accumulate(tokens_BL[:, :-1], tokens_BL[:, 1:], sums)
             self.optimiser.step(0.0)
         self.optimiser.reset()
         with torch.no_grad():
@@ -249,7 +262,7 @@ class Trainer:
                 parameter.copy_(before[name])
         torch.cuda.synchronize()
 
-    def _divergence(self, step: int, loss: float) -> str:
+    def _divergence(self, what: str) -> str:
         checkpoint = self.folder / "checkpoint" / "latest.json"
         good = (
             f"the last good checkpoint is in {checkpoint.parent}"
@@ -257,7 +270,7 @@ class Trainer:
             else ("there is no checkpoint yet")
         )
         return (
-            f"the loss is {loss} at step {step}; {good}. Likely a learning rate is too high "
+            f"{what}; {good}. Likely a learning rate is too high "
             "(try a third of --optim.matrix-lr and --optim.dynamics-lr), or the warm-up too short "
             "(--schedule.warmup 0.1)"
         )
