@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(dataset: Dataset, tmp_path: Pat
                 poisoned.model.embedding.weight[7] = float("nan")
 
     poisoned._settle = poison  # type: ignore[method-assign]
-    with pytest.raises(Diverged, match="not finite after step 2.*the last good.*matrix-lr"):
+    with pytest.raises(Diverged, match=r"not finite after step 2.*the last good.*matrix-lr"):
         poisoned.train()
     resumed = trainer(run, dataset, tmp_path)
     resumed.resume()

@@ -42,8 +42,7 @@ def build_dataset(
     told the documents and tokens so far. The folder appears whole or not at all; one that is
     there already is an error, so that nothing is overwritten. So is a split without documents.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: is there already; remove it, or choose another --out")
+    require_new(folder)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -78,6 +77,12 @@ def build_dataset(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return manifest
+
+
+def require_new(folder: Path) -> None:
+    """Refuses a folder with something in it."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: is there already; remove it, or choose another --out")
 
 
 def _require_both(shards: dict[Split, list[Shard]]) -> None:

@@ -36,7 +36,7 @@ def read_documents(paths: Sequence[Path], per: Literal["line", "file"] = "line")
                 yield document
     if not found:
         names = ", ".join(str(path) for path in paths)
-        raise UserError(f"{names}: no text in it; name files that hold some")
+        raise UserError(f"{names}: empty text, no document in it; name files that hold some")
 
 
 def split_by_hash(document: str, val_share: float) -> Split:
@@ -69,7 +69,7 @@ def _docstrings() -> Iterator[str]:
         try:
             with warnings.catch_warnings(action="ignore"):
                 tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, ValueError, OSError):  # templates of lib2to3 and the like
+        except (SyntaxError, ValueError):  # templates of lib2to3 and the like
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -128,10 +128,12 @@ def _jsonl(path: Path, file: IO[str]) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a JSON object with a 'text'") from error
-        if not isinstance(text, str):
-            raise UserError(f"{path}, line {number}: its 'text' is not a string")
+            text.encode()
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}, line {number}: not a JSON object with a string of Unicode text in "
+                "'text'; correct or remove that line"
+            ) from error
         yield text
 
 
@@ -141,9 +143,10 @@ def _parquet(path: Path) -> Iterator[str]:
     except ImportError as error:
         raise UserError(f"{path}: needs pyarrow; pip install 'scangolf[parquet]'") from error
     file = parquet.ParquetFile(path)
-    if "text" not in file.schema_arrow.names:
-        columns = ", ".join(file.schema_arrow.names)
-        raise UserError(f"{path}: has no column 'text', only {columns}")
+    columns = {field.name: str(field.type) for field in file.schema_arrow}
+    if columns.get("text") not in ("string", "large_string", "string_view"):
+        found = ", ".join(f"{name} ({kind})" for name, kind in columns.items())
+        raise UserError(f"{path}: needs a column 'text' of strings, it has {found}")
     for batch in file.iter_batches(columns=["text"]):
         yield from (text for text in batch.column(0).to_pylist() if text)
 
@@ -166,9 +169,44 @@ def _open_gz(path: Path) -> IO[str]:
 
 
 def _open_zst(path: Path) -> IO[str]:
-    import zstandard
+    return io.TextIOWrapper(io.BufferedReader(_ZstdFile(path)), encoding="utf-8")
 
-    return io.TextIOWrapper(zstandard.open(path, "rb"), encoding="utf-8")
+
+class _ZstdFile(io.RawIOBase):
+    """Reads Zstandard frames; zstandard's own reader ends without a word where a file is cut."""
+
+    def __init__(self, path: Path) -> None:
+        import zstandard
+
+        self._new_frame = zstandard.ZstdDecompressor().decompressobj
+        self._frame = self._new_frame()
+        self._fresh = True
+        self._file = path.open("rb")
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        while not self._ready:
+            if self._frame.eof:
+                packed = self._frame.unused_data
+                self._frame, self._fresh = self._new_frame(), True
+            else:
+                packed = b""
+            packed = packed or self._file.read(2**16)
+            if not packed and self._fresh:
+                return 0
+            if not packed:
+                raise EOFError("it ends before its compressed data does")
+            self._ready, self._fresh = self._frame.decompress(packed), False
+        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 _OPENERS: dict[str, Callable[[Path], IO[str]]] = {

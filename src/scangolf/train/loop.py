@@ -69,6 +69,7 @@ class Trainer:
         self.budget = Budget(config.seconds, config.steps)
         self.clock = Clock()
         self.progress = Progress()
+        self._settled_at = self._saved_at = self._step_seconds = 0.0
         self.micro_sequences, self.micro_steps = split_batch(config.batch)
         self.batches = Batches(
             dataset.train,
@@ -141,7 +142,6 @@ class Trainer:
         evals_done = int(self._share(step) * evals)
         self._saved_at = self.clock.elapsed
         self._settled_at = time.perf_counter()
-        self._step_seconds = 0.0
         self.clock.start()
         while not stop and self._fits(step + 1):
             launched = self._launch(step + 1)
