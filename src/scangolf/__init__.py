@@ -1,1 +1,37 @@
-"""scangolf: the best language model in 16,000,000 bytes, trained within a wall-clock budget."""
+"""scangolf: the best language model in 16,000,000 bytes, trained within a wall-clock budget.
+
+    scangolf.selective_scan           the selective scan of Mamba, a torch operator
+    scangolf.selective_state_update   one decoding step of it
+    scangolf.HybridLM                 the model: any pattern of scan and attention layers
+    scangolf.PRESETS                  functions that return whole configurations, by name
+    scangolf.load                     an artifact on disk -> model and tokenizer
+
+Each is imported when it is first asked for, so that the command line starts at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scangolf.artifact.load import load
+    from scangolf.config import PRESETS
+    from scangolf.model import HybridLM
+    from scangolf.ops.s6 import selective_scan, selective_state_update
+
+__all__ = ["PRESETS", "HybridLM", "load", "selective_scan", "selective_state_update"]
+
+_HOMES = {
+    "HybridLM": "scangolf.model",
+    "PRESETS": "scangolf.config",
+    "load": "scangolf.artifact.load",
+    "selective_scan": "scangolf.ops.s6",
+    "selective_state_update": "scangolf.ops.s6",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scangolf' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)

@@ -66,13 +66,13 @@ def _parse_and_run(args: Sequence[str]) -> None:
 
 def _one_line(box: str) -> str:
     """The complaint of a tyro error box, and the option that was probably meant."""
-    text = re.sub(r"[│╭╮╰╯]", "", box)
-    what, *hints = re.split(r"─{10,}", re.sub(r"\n\s*─", "\n─", text.split("\n", 1)[1]))
+    plain = re.sub(r"[│╭╮╰╯]", "", box)
+    _title, what, *hints = re.split(r"[─-]{4,}", plain)
     nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(hints))
     line = " ".join(what.split()).rstrip(".")
     if nearest:
         return f"{line}; did you mean {nearest[1]}?"
-    choices = re.search(r"Available subcommands: (.*)", " ".join(" ".join(hints).split("\n")))
+    choices = re.search(r"Available subcommands: (.*?)(?:\s{2,}|$)", "".join(hints))
     return f"{line}; choose from {choices[1].strip()}" if choices else f"{line}; see --help"
 
 
@@ -179,9 +179,23 @@ def data_inspect(
     """
 
     def verb() -> None:
-        from scangolf.data.inspect import inspect_path
+        from scangolf.data.inspect import inspect_shard, inspect_text
+        from scangolf.data.tokenizer import Tokenizer
+        from scangolf.score.bpb import byte_table
 
-        _print_values(inspect_path(path, tokenizer, seq_len), json)
+        if seq_len < 1:
+            raise UserError(f"--seq-len {seq_len}: needs at least 1")
+        beside = path.parent / "tokenizer.model"
+        source = beside if tokenizer is None and beside.exists() else tokenizer
+        model = None if source is None else Tokenizer.load(source)
+        count = None if model is None else byte_table(model).total
+        if path.suffix == ".bin":
+            values = inspect_shard(path, model, seq_len, count)
+        elif model is None:
+            raise UserError(f"{path}: text needs a --tokenizer to be counted in tokens")
+        else:
+            values = inspect_text(path, model, seq_len, count)
+        _print_values(values, json)
 
     return verb
 
@@ -245,7 +259,7 @@ def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> No
     summary = run(resumed_config(out, config, default) if resume else config, out, resume=resume)
     sample = summary.pop("sample")
     _print_values(summary, as_json=False)
-    print(f"\n{sample['prompt']}[...]{sample['text']}")
+    _print_sample(sample["prompt"], sample["text"])
 
 
 for _name, _preset in PRESETS.items():
@@ -324,7 +338,7 @@ def generate(
         text = continue_text(
             model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed
         )
-        print(prompt + text)
+        _print_sample(prompt, text)
 
     return verb
 
@@ -385,6 +399,14 @@ def _print_values(values: dict[str, Any], as_json: bool) -> None:
     for key, value in _flat(values):
         table.add_row(key, _human(value))
     Console(highlight=False, markup=False).print(table)
+
+
+def _print_sample(prompt: str, text: str) -> None:
+    """The prompt in bold and what the model wrote after it, as it is: no markup, no wrapping."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(soft_wrap=True).print(Text.assemble((prompt, "bold"), text))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

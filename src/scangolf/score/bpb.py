@@ -40,6 +40,10 @@ class ByteTable(Generic[Array]):
         space = self.space[target] & ~self.boundary[previous]
         return self.length[target] + space  # pyright: ignore[reportReturnType]
 
+    def total(self, previous: Array, target: Array) -> int:
+        """Bytes of all the targets together."""
+        return int(self.count(previous, target).sum())
+
     def to(self, device: torch.device | str) -> ByteTable[torch.Tensor]:
         """The same table as tensors on a device."""
         return ByteTable(

@@ -81,7 +81,7 @@ def evaluate(
     else:
         losses = _stateful(model, split, seq_len, device)
     nats = sum((part.double().sum() for part in losses), torch.zeros((), dtype=torch.float64))
-    n_bytes = int(table.count(split[:-1], split[1:]).sum())
+    n_bytes = table.total(split[:-1], split[1:])
     total = float(nats)
     return Score(total / n_targets, bits_per_byte(total, n_bytes), n_targets, n_bytes)
 

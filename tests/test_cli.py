@@ -1,0 +1,188 @@
+"""The command line: instant help, one-line refusals, and every verb once from text to sample."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scangolf.cli import main
+
+STORY = [
+    f"The {a} {b} went to the {c} and met a {b} from the {c}."
+    for a in ("old", "young", "small", "quiet", "clever")
+    for b in ("fox", "owl", "bear", "cat", "hare", "wolf")
+    for c in ("river", "hill", "town", "wood", "lake", "field", "cave")
+]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one line that a command line is refused with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(list(args))
+    assert end.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("scangolf: ")
+    assert line.count("\n") == 1
+    return line
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["data", "--help"], ["train", "--help"], ["train", "tiny", "--help"]]
+    + [[verb, "--help"] for verb in ("eval", "generate", "report", "presets")],
+    ids=" ".join,
+)
+def test_help_is_instant(args: list[str]) -> None:
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "scangolf.cli", *args]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+        assert done.stdout.startswith("usage: scangolf")
+        if seconds[-1] < 0.5:
+            return
+    pytest.fail(f"help took {min(seconds):.2f} s")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["tarin"], "choose from data, train, eval, generate, report, presets"),
+        (["train", "tinny"], "choose from tiny, baseline, seed"),
+        (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
+        (["train", "tiny", "--model.d-modle", "3"], "did you mean --model.d-model?"),
+        (["train", "tiny", "--seconds", "long"], "--seconds"),
+        (["train", "tiny", "--seconds", "0"], "--seconds 0.0: needs a budget above 0 seconds"),
+        (["train", "tiny", "--model.pattern", "mamba"], "cannot read 'mamba'"),
+        (["train", "tiny", "--data", "nowhere"], "nowhere"),
+        (["eval", "nowhere"], "nowhere"),
+        (["generate", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere"),
+        (["data", "text", "nowhere.txt"], "nowhere.txt"),
+        (["data", "inspect", "nowhere.bin"], "nowhere.bin"),
+        (["presets", "tinny"], "tiny"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refusal(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_presets_show_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["presets", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert rows["baseline"]["parameters"] == "17,059,912"
+    assert rows["seed"]["parameters"] == "30,299,152"
+    main(["presets", "tiny", "--json"])
+    assert json.loads(capsys.readouterr().out)["preset"] == "tiny"
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "story.txt").write_text("\n".join(STORY))
+    main(
+        ["data", "text", str(folder / "story.txt"), "--out", str(folder / "data")]
+        + ["--val-share", "0.2", "--vocab-size", "300"]
+    )
+    return folder
+
+
+TRAIN = [
+    "train", "tiny", "--device", "cpu", "--steps", "12", "--evals", "1",
+    "--model.vocab-size", "300", "--model.d-model", "32", "--model.mlp-width", "64",
+    "--batch.tokens", "512", "--batch.seq-len", "64", "--batch.micro-tokens", "512",
+]  # fmt: skip
+
+
+def test_from_text_to_a_scored_artifact(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(workplace / "data"), workplace / "run"
+    main([*TRAIN, "--data", data, "--out", str(run)])
+    assert "artifact_val_bpb" in capsys.readouterr().out
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoint", "artifact.sg", "summary.json",
+        "report.html", "train.log",
+    }  # fmt: skip
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 12
+    assert summary["tokens"] == 12 * 512
+    assert summary["artifact_bytes"] == (run / "artifact.sg").stat().st_size
+    assert summary["total_bytes"] == summary["artifact_bytes"] + summary["code_bytes"]
+    assert summary["fits"] is True
+    assert summary["artifact_val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.01)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "val_bpb" in record] == [6, 12]
+    assert records[-1]["val_bpb"] == summary["val_bpb"]
+
+    main(["eval", str(run), "--device", "cpu", "--json"])
+    score = json.loads(capsys.readouterr().out)
+    assert score["val_bpb"] == pytest.approx(summary["artifact_val_bpb"], rel=1e-6)
+    assert score["val_tokens"] == summary["val_tokens"]
+    assert score["val_bytes"] == summary["val_bytes"]
+    main(["eval", str(run / "artifact.sg"), "--data", data, "--seq-len", "64", "--json"])
+    assert json.loads(capsys.readouterr().out)["val_bpb"] == pytest.approx(score["val_bpb"])
+
+    main(["generate", str(run), "--prompt", "The old", "--tokens", "8", "--seed", "3"])
+    first = capsys.readouterr().out
+    main(["generate", str(run), "--prompt", "The old", "--tokens", "8", "--seed", "3"])
+    assert capsys.readouterr().out == first
+    assert first.startswith("The old")
+
+
+def test_a_run_is_never_overwritten_and_resumes_only_as_itself(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(workplace / "data"), str(workplace / "resumed")
+    args = [*TRAIN, "--data", data, "--out", run]
+    main(args)
+    before = (workplace / "resumed" / "summary.json").read_text()
+    assert "holds a run already" in refusal(capsys, *args)
+    assert "cannot change model.d_model from 32 to 48" in refusal(
+        capsys, "train", "tiny", "--out", run, "--resume", "--model.d-model", "48"
+    )
+    assert (workplace / "resumed" / "summary.json").read_text() == before
+    main(["train", "tiny", "--out", run, "--resume", "--steps", "15"])
+    assert json.loads((workplace / "resumed" / "summary.json").read_text())["steps"] == 15
+
+
+def test_data_that_does_not_fit_the_model(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(workplace / "data")
+    line = refusal(capsys, "train", "tiny", "--data", data, "--out", str(workplace / "no"))
+    assert "its tokenizer has 300 tokens" in line
+    assert "--model.vocab-size 300" in line
+    line = refusal(
+        capsys, *TRAIN, "--data", data, "--out", str(workplace / "no"),
+        "--batch.seq-len", "4096", "--batch.tokens", "4096", "--batch.micro-tokens", "4096",
+    )  # fmt: skip
+    assert "the validation split has" in line
+    assert not (workplace / "no").exists()
+
+
+def test_a_damaged_artifact_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, run = str(workplace / "data"), workplace / "damaged"
+    main([*TRAIN, "--data", data, "--out", str(run)])
+    content = bytearray((run / "artifact.sg").read_bytes())
+    content[len(content) // 2] ^= 1
+    (run / "artifact.sg").write_bytes(content)
+    assert "damaged" in refusal(capsys, "eval", str(run))
+    (run / "artifact.sg").write_bytes(content[:-7])
+    assert "damaged" in refusal(capsys, "generate", str(run))
