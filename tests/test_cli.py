@@ -177,6 +177,20 @@ def test_data_that_does_not_fit_the_model(
     assert not (workplace / "no").exists()
 
 
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(workplace / "data"), workplace / "full"
+    main([*TRAIN, "--data", data, "--out", str(run)])
+    (run / "metrics.jsonl").rename(run / "kept.jsonl")
+    checkpoint = (run / "checkpoint" / "latest.json").read_text()
+    (run / "train.log").unlink()
+    (run / "train.log").symlink_to("/dev/full")
+    line = refusal(capsys, "train", "tiny", "--out", str(run), "--resume", "--steps", "14")
+    assert "No space left on device" in line
+    assert (run / "checkpoint" / "latest.json").read_text() == checkpoint
+
+
 def test_a_damaged_artifact_is_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = str(workplace / "data"), workplace / "damaged"
     main([*TRAIN, "--data", data, "--out", str(run)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
 import signal
@@ -37,7 +38,8 @@ app.command(train_app, name="train", help="Train a preset within its budget, int
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one verb. Exits with 2 for the user's mistakes, 128 + the signal after a signal."""
+    """Runs one verb. Exits with 2 for the user's mistakes and for files that cannot be read or
+    written (a full disk), with 128 + its number after a signal."""
     try:
         _parse_and_run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
@@ -47,8 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+    except BrokenPipeError:  # our reader has left, as `| head` does
         sys.stderr.close()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "; free some space (a run goes on with --resume)" * (error.errno == errno.ENOSPC)
+        print(f"scangolf: {where}{error.strerror or error}{advice}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _parse_and_run(args: Sequence[str]) -> None:
