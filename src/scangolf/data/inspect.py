@@ -63,8 +63,6 @@ def _describe(
             f"{path}: holds token {found['max_token']}, the tokenizer has "
             f"{tokenizer.vocab_size:,}; pass the one it was made with"
         )
-    if seq_len < 1:
-        raise UserError(f"--seq-len {seq_len}: needs at least 1")
     targets = (len(tokens) - 1) // seq_len * seq_len
     found |= {"vocab_size": tokenizer.vocab_size, "seq_len": seq_len, "targets": targets}
     if count_bytes is not None:
