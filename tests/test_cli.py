@@ -32,15 +32,13 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["data", "--help"], ["train", "--help"], ["train", "tiny", "--help"]]
-    + [[verb, "--help"] for verb in ("eval", "generate", "report", "presets")],
-    ids=" ".join,
+    ["", "data", "data text", "train", "train tiny", "eval", "generate", "report", "presets"],
 )
-def test_help_is_instant(args: list[str]) -> None:
+def test_help_is_instant(args: str) -> None:
     seconds = []
     for _ in range(4):
         start = time.perf_counter()
-        command = [sys.executable, "-m", "scangolf.cli", *args]
+        command = [sys.executable, "-m", "scangolf.cli", *args.split(), "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds.append(time.perf_counter() - start)
         assert done.stdout.startswith("usage: scangolf")
@@ -95,8 +93,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "story.txt").write_text("\n".join(STORY))
     main(
-        ["data", "text", str(folder / "story.txt"), "--out", str(folder / "data")]
-        + ["--val-share", "0.2", "--vocab-size", "300"]
+        [
+            *("data", "text", str(folder / "story.txt"), "--out", str(folder / "data")),
+            *("--val-share", "0.2", "--vocab-size", "300"),
+        ]
     )
     return folder
 

@@ -38,12 +38,12 @@ def test_pattern_repeats_over_the_depth() -> None:
 
 @pytest.mark.parametrize("pattern", ["", "mamba", "0 s6", "s6 :", "3s6", "-1 s6", "s6 attention"])
 def test_an_unreadable_pattern_is_refused(pattern: str) -> None:
-    with pytest.raises(UserError, match="cannot read"):
+    with pytest.raises(UserError, match=r"cannot read"):
         expand_pattern(pattern)
 
 
 def test_a_pattern_longer_than_the_model() -> None:
-    with pytest.raises(UserError, match="names 4 layers, but model.n_layers is 2"):
+    with pytest.raises(UserError, match=r"names 4 layers, but model.n_layers is 2"):
         RunConfig("x", model=ModelConfig(n_layers=2, pattern="3 s6 : attention"))
 
 

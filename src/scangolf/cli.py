@@ -21,11 +21,11 @@ from scangolf.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from scangolf.data.shards import Manifest
+    from scangolf.data.text import Split
     from scangolf.data.tokenizer import Tokenizer
 
 Verb = Callable[[], None]
 """What a parsed command line will do, run after parsing is over."""
-Split = Literal["train", "val"]
 PresetName = Literal["tiny", "baseline", "seed", "hybrid", "hybrid-1to1", "ssm"]
 
 LOCAL_VAL_SHARE = 0.05
@@ -99,7 +99,9 @@ def data_local(out: Path = Path("data/local"), vocab_size: int = 1024) -> Verb:
         from scangolf.data.text import local_documents, split_by_hash
         from scangolf.data.tokenizer import train_tokenizer
 
-        documents = [(text, split_by_hash(text, LOCAL_VAL_SHARE)) for text in local_documents()]
+        documents: list[tuple[str, Split]] = [
+            (text, split_by_hash(text, LOCAL_VAL_SHARE)) for text in local_documents()
+        ]
         training = (text for text, split in documents if split == "train")
         tokenizer = train_tokenizer(training, vocab_size)
         _build(documents, tokenizer, out, "local")
