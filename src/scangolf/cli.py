@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -87,12 +88,13 @@ def _one_line(box: str) -> str:
 
 
 @data_app.command(name="local")
-def data_local(out: Path = Path("data/local"), vocab_size: int = 1024) -> Verb:
+def data_local(out: Path = Path("data/local"), vocab_size: int = 1024, json: bool = False) -> Verb:
     """The text that every Python carries, with a tokenizer trained on it.
 
     Args:
         out: Folder of the dataset to write.
         vocab_size: Tokens of the tokenizer.
+        json: Print the manifest as JSON.
     """
 
     def verb() -> None:
@@ -104,7 +106,7 @@ def data_local(out: Path = Path("data/local"), vocab_size: int = 1024) -> Verb:
         ]
         training = (text for text, split in documents if split == "train")
         tokenizer = train_tokenizer(training, vocab_size)
-        _build(documents, tokenizer, out, "local")
+        _build(documents, tokenizer, out, "local", json)
 
     return verb
 
@@ -118,6 +120,7 @@ def data_text(
     val_share: float = 0.02,
     tokenizer: Path | None = None,
     vocab_size: int = 1024,
+    json: bool = False,
 ) -> Verb:
     """Your own text: .txt, .jsonl (field text), .parquet, also .xz, .gz and .zst of the first two.
 
@@ -129,6 +132,7 @@ def data_text(
         val_share: The share of documents for validation, when there are no files for it.
         tokenizer: A SentencePiece model; without one, one is trained on the training split.
         vocab_size: Tokens of the tokenizer to train.
+        json: Print the manifest as JSON.
     """
 
     def verb() -> None:
@@ -146,14 +150,17 @@ def data_text(
             model = train_tokenizer(training, vocab_size)
         else:
             model = Tokenizer.load(tokenizer)
-        _build(documents(), model, out, out.name)
+        _build(documents(), model, out, out.name, json)
 
     return verb
 
 
 @data_app.command(name="fineweb")
 def data_fineweb(
-    out: Path = Path("data/fineweb-sp1024"), variant: str = "sp1024", train_shards: int = 1
+    out: Path = Path("data/fineweb-sp1024"),
+    variant: str = "sp1024",
+    train_shards: int = 1,
+    json: bool = False,
 ) -> Verb:
     """The challenge's own shards, from the Hugging Face hub.
 
@@ -161,12 +168,13 @@ def data_fineweb(
         out: Folder of the dataset to write; an interrupted download continues there.
         variant: Tokenizer variant, as the challenge names it.
         train_shards: Training shards of 100,000,000 tokens to take.
+        json: Print the manifest as JSON.
     """
 
     def verb() -> None:
         from scangolf.data.hub import download_fineweb
 
-        _say_dataset(download_fineweb(out, variant, train_shards), out)
+        _say_dataset(download_fineweb(out, variant, train_shards), out, json)
 
     return verb
 
@@ -210,13 +218,13 @@ def data_inspect(
 
 
 def _build(
-    documents: Iterable[tuple[str, Split]], tokenizer: Tokenizer, out: Path, name: str
+    documents: Iterable[tuple[str, Split]], tokenizer: Tokenizer, out: Path, name: str, json: bool
 ) -> None:
     from scangolf.data.build import build_dataset
 
     with _counter() as progress:
         manifest = build_dataset(documents, tokenizer, out, name, progress=progress)
-    _say_dataset(manifest, out)
+    _say_dataset(manifest, out, json)
 
 
 @contextlib.contextmanager
@@ -232,13 +240,13 @@ def _counter() -> Iterator[Callable[[int, int], None]]:
         yield progress
 
 
-def _say_dataset(manifest: Manifest, folder: Path) -> None:
+def _say_dataset(manifest: Manifest, folder: Path, json: bool) -> None:
+    if json:
+        print(dumps(asdict(manifest), indent=2))
+        return
     for split, shards in manifest.splits.items():
-        documents, tokens, text = (
-            sum(getattr(shard, field) for shard in shards)
-            for field in ("documents", "tokens", "bytes")
-        )
-        print(f"{split}: {documents:,} documents, {tokens:,} tokens, {text:,} bytes of text")
+        documents, tokens = (sum(s.documents for s in shards), sum(s.tokens for s in shards))
+        print(f"{split}: {documents:,} documents, {tokens:,} tokens in {len(shards)} shards")
     print(f"dataset: {folder} (vocabulary {manifest.vocab_size:,})")
 
 
