@@ -38,6 +38,10 @@ from scangolf.train.schedule import Budget, Clock, lr_factor
 PRIMING_STEPS = 2
 """Steps that warm the compiler and the allocator before the clock starts; they leave no trace."""
 
+SLOW = 1.0
+"""Seconds from which on a step is waited for at once: the gap is nothing beside it, and whether
+the next one fits the budget is then known better."""
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -151,7 +155,7 @@ class Trainer:
             under_way = launched
             wants_eval = evals_done < int(self._share(step) * evals) < evals
             wants_save = self.clock.elapsed - self._saved_at >= self.config.checkpoint_seconds
-            if launched.done is None or wants_eval or wants_save:
+            if launched.done is None or self._step_seconds > SLOW or wants_eval or wants_save:
                 self._settle(launched)
                 under_way = None
             if wants_save:
@@ -244,18 +248,17 @@ class Trainer:
         write_record(self._metrics, record)
 
     def _prime(self) -> None:
-        """Compiles everything a step runs, on random tokens, then puts model and optimiser back.
+        """Compiles all that a step runs, then puts model, optimiser and data back.
 
-        The tokens have the strides of real batches, for which the compiler would start again.
+        It takes real batches: for tensors of other strides the compiler would start again.
         """
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        shape = (self.micro_sequences, self.config.batch.seq_len + 1)
         sums = torch.zeros(2, device=self.device)
         for _ in range(PRIMING_STEPS):
-            tokens_BL = torch.randint(self.config.model.vocab_size, shape, device=self.device)
             for _ in range(min(2, self.micro_steps)):  # the second one adds to the gradients
-                self._accumulate(tokens_BL[:, :-1], tokens_BL[:, 1:], sums)
+                self._accumulate(*next(self.batches), sums)
             self.optimiser.step(0.0)
+        self.batches.load_state_dict({"position": 0})
         self.optimiser.reset()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
