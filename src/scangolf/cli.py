@@ -361,17 +361,22 @@ def generate(
 
 
 @app.command
-def report(run: Positional[Path]) -> Verb:
+def report(run: Positional[Path], png: Path | None = None) -> Verb:
     """Write report.html into a run folder: curves, score, bytes and a sample on one page.
 
     Args:
         run: A run folder, of a finished run or not.
+        png: Also write the curve of bits per byte alone, as this picture.
     """
 
     def verb() -> None:
         from scangolf.report.page import write_report
+        from scangolf.report.plots import curve_png
 
         print(write_report(run))
+        if png is not None:
+            curve_png(run, png)
+            print(png)
 
     return verb
 

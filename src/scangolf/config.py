@@ -320,6 +320,7 @@ def tiny() -> RunConfig:
     return RunConfig(
         preset="tiny",
         seconds=110.0,
+        evals=4,
         model=ModelConfig(
             d_model=128,
             n_layers=4,
@@ -328,7 +329,8 @@ def tiny() -> RunConfig:
             attention=AttentionConfig(n_heads=4, n_kv_heads=2),
             s6=S6Config(d_state=8, dt_rank=8),
         ),
-        batch=BatchConfig(tokens=4096, seq_len=256, micro_tokens=4096),
+        batch=BatchConfig(tokens=2048, seq_len=256, micro_tokens=2048),
+        optim=OptimConfig(matrix_lr=0.02, embedding_lr=0.02, vector_lr=0.02, dynamics_lr=0.02),
     )
 
 

@@ -13,12 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from scangolf.artifact.budget import measure
 from scangolf.artifact.codec import save_artifact
 from scangolf.artifact.load import load
 from scangolf.artifact.quantize import quantize
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.data.shards import Dataset, open_dataset
+from scangolf.data.tokenizer import BOS
 from scangolf.device import describe, pick_device
 from scangolf.errors import UserError
 from scangolf.generate import generate
@@ -239,5 +242,8 @@ def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> d
 
 
 def _sample_prompt(dataset: Dataset) -> str:
-    """The first words of the validation text, which no model was trained on."""
-    return dataset.tokenizer.decode(dataset.val[0][:16].tolist())
+    """The first words of the document in the middle of the validation text."""
+    tokens = dataset.val[0]
+    starts = np.flatnonzero(tokens == BOS)
+    start = int(starts[len(starts) // 2]) if len(starts) else 0
+    return dataset.tokenizer.decode(tokens[start : start + 16])
