@@ -61,7 +61,7 @@ def config(**changes: Any) -> RunConfig:
         device="cpu",
         model=dataclasses.replace(base.model, vocab_size=300, d_model=32, mlp_width=64),
         batch=BatchConfig(tokens=256, seq_len=32, micro_tokens=128),
-        **changes,
+        **({"evals": 0} | changes),
     )
 
 
