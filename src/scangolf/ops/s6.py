@@ -96,8 +96,9 @@ def selective_scan(
         seq_idx: integers [batch, length], the document of each position: the state restarts at
             zero wherever the number changes from one position to the next. Position 0 continues
             initial_state.
-        backend: "reference" (plain torch operations, any device), "triton" (a GPU kernel), or
-            "auto", the fastest that runs where the inputs are.
+        backend: "reference" (plain torch operations, any device), "triton" (kernels for a GPU,
+            which take half a minute to compile at their first call), or "auto": the reference,
+            until the kernels start faster.
 
     Returns:
         y [batch, length, channels] in u's dtype, or (y, final state).
@@ -106,7 +107,7 @@ def selective_scan(
         ValueError: a shape, dtype or device that does not fit, or a backend that is not there.
     """
     check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    chosen = choose_backend(backend)
+    chosen = choose_backend(backend, u)
     if B.dim() == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)
     y, final_state, _ = _scan(
@@ -160,19 +161,23 @@ def selective_state_update(
     return y_BD.to(u.dtype), h_BDN
 
 
-def choose_backend(backend: str) -> str:
-    """The backend that will run."""
+def choose_backend(backend: str, u: Tensor) -> str:
+    """The backend that will run. The kernels have to be asked for until they start faster."""
     if backend not in ("auto", "triton", "reference"):
         raise ValueError(f"backend is {backend!r}: expected 'auto', 'triton' or 'reference'")
-    if backend == "triton":
-        raise ValueError(
-            "backend is 'triton': this version has no Triton kernel of this scan, use 'auto'"
-        )
-    return "reference"
+    if backend == "triton" and u.dtype == torch.float64:
+        raise ValueError("u is float64: the Triton kernels compute in float32, use 'reference'")
+    return "triton" if backend == "triton" else "reference"
 
 
 def _module(backend: str) -> ModuleType:
-    return {"reference": s6_chunked}[backend]
+    if backend == "reference":
+        return s6_chunked
+    try:
+        from scangolf.ops import s6_triton
+    except ImportError as error:
+        raise ValueError("backend is 'triton': Triton is not installed, use 'auto'") from error
+    return s6_triton
 
 
 # --- registration -------------------------------------------------------------------------------

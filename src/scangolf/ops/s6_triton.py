@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from scangolf.ops.s6_triton_bwd import adjoint_kernel, states_kernel
-from scangolf.ops.s6_triton_fwd import scan_kernel, summary_kernel
+from scangolf.ops.s6_triton_fwd import carry_kernel, scan_kernel, summary_kernel
 
 SLICE = 32  # states of one program at most: they live in registers
 SPAN = 64  # steps over which the backward pass carries sums
@@ -191,6 +191,7 @@ class _Scan:
             kernel[(self.batch * self.chunks * blocks,)](
                 **{name: known[name] for name in kernel.arg_names},
                 num_warps=1,
+                num_stages=1,
                 maxnreg=block.registers,
                 enable_fp_fusion=True,
             )
@@ -241,11 +242,8 @@ def _lay_out(
 def _forward_slice(x: _Scan, states_BKND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """y and the last state; writes the states before the second and later chunks."""
     y, final_BND = x.rows(dtype), x.empty(x.batch, x.n_padded, x.channels)
-    ends, decays = _summaries(x, x.arguments["u"], adjoint=False)
-    x.launch(
-        scan_kernel, x.shapes.scan,
-        y=y, ends=ends, decays=decays, states=states_BKND, final=final_BND,
-    )  # fmt: skip
+    _fill_borders(x, states_BKND, x.arguments["u"], adjoint=False)
+    x.launch(scan_kernel, x.shapes.scan, y=y, states=states_BKND, final=final_BND)
     return y, final_BND[:, : x.n].mT.contiguous()
 
 
@@ -275,17 +273,18 @@ def _backward_slice(
     dC = _add_blocks(x, parts, x.dtypes["C"])
     del parts
 
-    g_BND = x.empty(x.batch, x.n_padded, x.channels).zero_()
+    exits_BKND = torch.empty_like(states_BKND)
+    exits_BKND[:, -1] = 0.0
     if grad_final is not None:
-        g_BND[:, : x.n] = grad_final.mT
-    ends, decays = _summaries(x, dy, adjoint=True)
+        exits_BKND[:, -1, : x.n] = grad_final.mT
+    _fill_borders(x, exits_BKND, dy, adjoint=True)
     du, ddelta = x.rows(u_dtype), x.rows(delta_dtype)
     parts = _room_for_channel_sums(x, x.shapes.adjoint)
     dskip, dbias = (x.empty(x.batch * x.chunks, x.channels) for _ in range(2))
-    grad_initial = torch.empty_like(g_BND)
+    grad_initial = x.empty(x.batch, x.n_padded, x.channels)
     x.launch(
         adjoint_kernel, x.shapes.adjoint,
-        ends=ends, decays=decays, grad_final=g_BND, du=du, ddelta=ddelta, dB=parts,
+        exits=exits_BKND, du=du, ddelta=ddelta, dB=parts,
         dskip=dskip, dbias=dbias, grad_initial=grad_initial, **shared,
     )  # fmt: skip
     dB = _add_blocks(x, parts, x.dtypes["B"])
@@ -298,15 +297,20 @@ def _backward_slice(
     return du, ddelta, dA.contiguous(), dB, dC, dD, dz, d_bias, dstate
 
 
-def _summaries(x: _Scan, dy: Tensor, adjoint: bool) -> tuple[Tensor, Tensor]:
-    """What each chunk adds to a state (an adjoint) that passes it, and its decay [B, K, N, D]."""
-    ends, decays = (x.empty(x.batch, x.chunks, x.n_padded, x.channels) for _ in range(2))
-    if x.chunks > 1:
-        x.launch(
-            summary_kernel, x.shapes.summary, ends=ends, decays=decays, ADJOINT=adjoint,
-            dy=dy, dy_batch=dy.stride(0), dy_row=dy.stride(1),
-        )  # fmt: skip
-    return ends, decays
+def _fill_borders(x: _Scan, borders_BKND: Tensor, dy: Tensor, adjoint: bool) -> None:
+    """The states before the chunks, from the first of them; the adjoints after, from the last."""
+    if x.chunks == 1:
+        return
+    ends, decays = torch.empty_like(borders_BKND), torch.empty_like(borders_BKND)
+    x.launch(
+        summary_kernel, x.shapes.summary, ends=ends, decays=decays, ADJOINT=adjoint,
+        dy=dy, dy_batch=dy.stride(0), dy_row=dy.stride(1),
+    )  # fmt: skip
+    size, block = x.n_padded * x.channels, 256
+    with torch.cuda.device_of(dy):
+        carry_kernel[triton.cdiv(size, block), x.batch](
+            borders_BKND, ends, decays, x.chunks, size, ADJOINT=adjoint, BLOCK=block
+        )
 
 
 def _room_for_channel_sums(x: _Scan, block: Block) -> Tensor:

@@ -22,7 +22,7 @@ ungated output, grad_y silu(z).
 import triton
 import triton.language as tl
 
-from scangolf.ops.s6_triton_fwd import fold, place
+from scangolf.ops.s6_triton_fwd import SIZES, place
 from scangolf.ops.s6_triton_lanes import (
     LN_2,
     gate,
@@ -36,7 +36,7 @@ from scangolf.ops.s6_triton_lanes import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def states_kernel(
     u, delta, z, grad_y, A, weights, bias, skip, penalty, states,
     dz, dC, dA, P, span_states, span_steps,
@@ -141,9 +141,9 @@ def states_kernel(
     store_state(dA + of_chunk, channels, inside, dA_n, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    u, delta, z, grad_y, A, weights, bias, skip, penalty, grad_final, ends, decays,
+    u, delta, z, grad_y, A, weights, bias, skip, penalty, exits,
     P, span_states, span_steps, du, ddelta, dB, dA, dskip, dbias, grad_initial,
     length, chunks, chunk_length, channels, blocks, per_group, group_blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row, dy_batch, dy_row,
@@ -161,15 +161,8 @@ def adjoint_kernel(
     A_n = load_state(A + channel, channels, inside, N)
     bias_c = tl.load(bias + channel, mask=inside, other=0.0) if HAS_BIAS else 0.0
     skip_c = tl.load(skip + channel, mask=inside, other=0.0) if HAS_SKIP else 0.0
-    of_sequence = sequence * N * channels + channel
-    g = load_state(grad_final + of_sequence, channels, inside, N)
-    if chunk < chunks - 1:
-        all_chunks = sequence * chunks * N * channels + channel
-        g = fold(
-            g, ends + all_chunks, decays + all_chunks, chunks - 1, chunk, -1,
-            channels, channels, inside, N,
-        )  # fmt: skip
     of_chunk = (sequence * chunks + chunk) * N * channels + channel
+    g = load_state(exits + of_chunk, channels, inside, N)
     dA_n = load_state(dA + of_chunk, channels, inside, N)
     dskip_c = tl.zeros([C], tl.float32)
     dbias_c = tl.zeros([C], tl.float32)
@@ -284,4 +277,5 @@ def adjoint_kernel(
     if HAS_BIAS:
         tl.store(dbias + of_block, dbias_c, mask=inside)
     if chunk == 0:
+        of_sequence = sequence * N * channels + channel
         store_state(grad_initial + of_sequence, channels, inside, g, N)

@@ -10,7 +10,7 @@ Rows of u, delta, z are loaded T steps ahead of their use. B and C come as one a
 -inf inside the exponent.
 
 Where a sequence is cut into chunks, `summary_kernel` finds what each chunk adds to the state after
-it (or, mirrored, to the adjoint before it), and every program folds the chunks that come first.
+it (or, mirrored, to the adjoint before it), and `carry_kernel` goes through the chunks in order.
 """
 
 import triton
@@ -26,6 +26,8 @@ from scangolf.ops.s6_triton_lanes import (
     zero_state,
 )
 
+# integers of which a kernel is compiled once for all values
+SIZES = ("length", "chunks", "chunk_length", "blocks", "group_blocks")
 NEGLIGIBLE = tl.constexpr(-64.0)  # exponent of two
 
 
@@ -51,32 +53,17 @@ def place(
     return sequence, chunk, start, end, block, group, channel, limit
 
 
-@triton.jit
-def fold(h, ends, decays, first, last, step, stride, row, inside, N: tl.constexpr):
-    """The state (or adjoint) that chunks first, first + step, ... before `last` leave."""
-    at = first
-    while at != last:
-        add = load_state(ends + at * N * stride, row, inside, N)
-        decay = load_state(decays + at * N * stride, row, inside, N)
-        folded = ()
-        for n in tl.static_range(N):
-            folded = folded + (decay[n] * h[n] + add[n],)
-        h = folded
-        at += step
-    return h
-
-
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scan_kernel(
-    u, delta, z, y, A, weights, bias, skip, penalty, ends, decays, states, final,
+    u, delta, z, y, A, weights, bias, skip, penalty, states, final,
     length, chunks, chunk_length, channels, blocks, per_group, group_blocks,
     u_batch, u_row, delta_batch, delta_row, z_batch, z_row,
     N: tl.constexpr, C: tl.constexpr, T: tl.constexpr, FULL: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, HAS_PENALTY: tl.constexpr,
     SOFTPLUS: tl.constexpr, AHEAD: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """y, the state before each chunk and the last state."""
-    sequence, chunk, start, end, _, group, channel, limit = place(
+    """y and the last state, from the state before each chunk."""
+    sequence, chunk, start, end, _block, group, channel, limit = place(
         length, chunks, chunk_length, blocks, per_group, group_blocks, C, FULL
     )
     inside = limit > 0
@@ -85,13 +72,8 @@ def scan_kernel(
     bias_c = tl.load(bias + channel, mask=inside, other=0.0) if HAS_BIAS else 0.0
     skip_c = tl.load(skip + channel, mask=inside, other=0.0) if HAS_SKIP else 0.0
 
-    of_sequence = sequence * chunks * N * channels + channel
-    h = load_state(states + of_sequence, channels, inside, N)
-    if chunk > 0:
-        h = fold(
-            h, ends + of_sequence, decays + of_sequence, 0, chunk, 1, channels, channels, inside, N
-        )
-        store_state(states + of_sequence + chunk * N * channels, channels, inside, h, N)
+    of_chunk = (sequence * chunks + chunk) * N * channels + channel
+    h = load_state(states + of_chunk, channels, inside, N)
 
     u += sequence * u_batch + start.to(tl.int64) * u_row
     delta += sequence * delta_batch + start.to(tl.int64) * delta_row
@@ -145,7 +127,7 @@ def scan_kernel(
         store_state(final + sequence * N * channels + channel, channels, inside, h, N)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def summary_kernel(
     u, delta, z, dy, A, weights, bias, penalty, ends, decays,
     length, chunks, chunk_length, channels, blocks, per_group, group_blocks,
@@ -165,7 +147,7 @@ def summary_kernel(
     FROM: tl.constexpr = 0 if ADJOINT else T - 1
     TO: tl.constexpr = T if ADJOINT else -1
     STEP: tl.constexpr = 1 if ADJOINT else -1
-    sequence, chunk, start, end, _, group, channel, limit = place(
+    sequence, chunk, start, end, _block, group, channel, limit = place(
         length, chunks, chunk_length, blocks, per_group, group_blocks, C, FULL
     )
     inside = limit > 0
@@ -187,7 +169,8 @@ def summary_kernel(
     if ADJOINT:
         weights += N
 
-    tiles = tl.cdiv(end - start, T)
+    unused = 0 if ADJOINT else chunks - 1
+    tiles = tl.where(chunk == unused, 0, tl.cdiv(end - start, T))
     sums = zero_state(N, C)
     passed = tl.zeros([C], tl.float32)
     cut = tl.full([], 0.0, tl.float32)
@@ -249,3 +232,20 @@ def summary_kernel(
     to = (sequence * chunks + chunk) * N * channels + channel
     store_state(ends + to, channels, inside, sums, N)
     store_state(decays + to, channels, inside, decay, N)
+
+
+@triton.jit(do_not_specialize=("chunks",))
+def carry_kernel(states, ends, decays, chunks, size, ADJOINT: tl.constexpr, BLOCK: tl.constexpr):
+    """The state before each chunk (the adjoint after it), from that of the first (the last)."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    first = tl.program_id(1).to(tl.int64) * chunks * size
+    if ADJOINT:
+        first += (chunks - 1) * size
+    at = first + place
+    h = tl.load(states + at, mask=inside, other=0.0)
+    for _ in range(chunks - 1):
+        decay = tl.load(decays + at, mask=inside, other=0.0)
+        h = decay * h + tl.load(ends + at, mask=inside, other=0.0)
+        at += -size if ADJOINT else size
+        tl.store(states + at, h, mask=inside)
