@@ -1,6 +1,7 @@
 """The command line: instant help, one-line refusals, and every verb once from text to sample."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -62,6 +63,7 @@ def test_help_is_instant(args: str) -> None:
         (["generate", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
+        (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),
         (["presets", "tinny"], "tiny"),
     ],
@@ -162,6 +164,27 @@ def test_a_run_is_never_overwritten_and_resumes_only_as_itself(
     assert json.loads((workplace / "resumed" / "summary.json").read_text())["steps"] == 15
 
 
+def test_a_run_without_a_checkpoint_resumes_from_its_start(workplace: Path) -> None:
+    """As one killed before its first checkpoint is."""
+    data, run = str(workplace / "data"), workplace / "early"
+    main([*TRAIN, "--data", data, "--out", str(run)])
+    before = json.loads((run / "summary.json").read_text())
+    shutil.rmtree(run / "checkpoint")
+    main(["train", "tiny", "--out", str(run), "--resume"])
+    after = json.loads((run / "summary.json").read_text())
+    assert (after["steps"], after["val_bpb"]) == (before["steps"], before["val_bpb"])
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 12 + 2
+
+
+def test_a_device_that_is_not_there_leaves_nothing(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = workplace / "elsewhere"
+    args = [*TRAIN, "--data", str(workplace / "data"), "--out", str(run), "--device", "cuda:99"]
+    assert "--device cuda:99" in refusal(capsys, *args)
+    assert not run.exists()
+
+
 def test_data_that_does_not_fit_the_model(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,5 +221,6 @@ def test_a_damaged_artifact_is_refused(workplace: Path, capsys: pytest.CaptureFi
     content[len(content) // 2] ^= 1
     (run / "artifact.sg").write_bytes(content)
     assert "damaged" in refusal(capsys, "eval", str(run))
+    assert "--seq-len 0" in refusal(capsys, "eval", str(run), "--seq-len", "0")
     (run / "artifact.sg").write_bytes(content[:-7])
     assert "damaged" in refusal(capsys, "generate", str(run))

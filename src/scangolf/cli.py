@@ -125,7 +125,7 @@ def data_text(
     """Your own text: .txt, .jsonl (field text), .parquet, also .xz, .gz and .zst of the first two.
 
     Args:
-        paths: Files, or folders of files.
+        paths: Files, or folders of files; at least one.
         out: Folder of the dataset to write.
         per: A .txt file holds one document a line, or is one document.
         val: Files of the validation split; without them a share of the documents, by hash.
@@ -138,6 +138,9 @@ def data_text(
     def verb() -> None:
         from scangolf.data.text import read_documents, split_by_hash
         from scangolf.data.tokenizer import Tokenizer, train_tokenizer
+
+        if not paths:
+            raise UserError("data text: name at least one file or folder, before any --val")
 
         def documents() -> Iterator[tuple[str, Split]]:
             for text in read_documents(paths, per):

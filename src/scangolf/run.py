@@ -49,6 +49,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, A
         )
     val_tokens = dataset.val_tokens()
     whole_sequences(val_tokens, config.batch.seq_len)
+    pick_device(config.device)  # before anything is written: a device that is not there is refused
     _claim(folder, config, resume)
 
     table = byte_table(dataset.tokenizer)
@@ -96,6 +97,8 @@ def score_artifact(
         config = _read_config(path)
         data = Path(config.data) if data is None else data
         seq_len = config.batch.seq_len if seq_len is None else seq_len
+    if seq_len is not None and seq_len < 1:
+        raise UserError(f"--seq-len {seq_len}: needs at least 1")
     if data is None:
         raise UserError(f"{path}: not a run folder, so it does not know its data: pass --data")
     file = path / "artifact.sg" if path.is_dir() else path

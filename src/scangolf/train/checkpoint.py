@@ -58,6 +58,11 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progr
     return path
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a checkpoint was ever written there; it may be damaged."""
+    return (folder / "latest.json").exists()
+
+
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
     """Reads the newest checkpoint, on the CPU, after checking its SHA-256."""
     pointer = folder / "latest.json"

@@ -30,7 +30,12 @@ from scangolf.errors import Diverged, Stopped
 from scangolf.model import HybridLM
 from scangolf.score.bpb import bits_per_byte, byte_table
 from scangolf.score.evaluate import Score
-from scangolf.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from scangolf.train.checkpoint import (
+    Progress,
+    has_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from scangolf.train.optim import Optimiser
 from scangolf.train.progress import Display
 from scangolf.train.schedule import Budget, Clock, lr_factor
@@ -93,20 +98,24 @@ class Trainer:
             self._prime()
 
     def resume(self) -> None:
-        """Continues from the folder's newest checkpoint; metrics of later steps are dropped."""
-        tensors, progress = load_checkpoint(self.folder / "checkpoint")
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-        self.optimiser.load_state(
-            {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
-        )
-        self.batches.load_state_dict({"position": progress.position})
-        self.progress = progress
-        self.clock = Clock(progress.seconds)
+        """Continues from the folder's newest checkpoint, or begins again where there is none yet.
+
+        Metrics of later steps are dropped.
+        """
+        if has_checkpoint(self.folder / "checkpoint"):
+            tensors, self.progress = load_checkpoint(self.folder / "checkpoint")
+            with torch.no_grad():
+                for name, parameter in self.model.named_parameters():
+                    parameter.copy_(tensors[f"model.{name}"])
+            self.optimiser.load_state(
+                {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
+            )
+            self.batches.load_state_dict({"position": self.progress.position})
+            self.clock = Clock(self.progress.seconds)
         metrics = self.folder / "metrics.jsonl"
-        whole = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= progress.step]
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        whole = [line for line in lines if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= self.progress.step]
         metrics.write_text("".join(line + "\n" for line in kept))
 
     def train(self) -> None:
@@ -266,12 +275,10 @@ class Trainer:
         torch.cuda.synchronize()
 
     def _divergence(self, what: str) -> str:
-        checkpoint = self.folder / "checkpoint" / "latest.json"
-        good = (
-            f"the last good checkpoint is in {checkpoint.parent}"
-            if checkpoint.exists()
-            else ("there is no checkpoint yet")
-        )
+        folder = self.folder / "checkpoint"
+        good = "there is no checkpoint yet"
+        if has_checkpoint(folder):
+            good = f"the last good checkpoint is in {folder}"
         return (
             f"{what}; {good}. Likely a learning rate is too high "
             "(try a third of --optim.matrix-lr and --optim.dynamics-lr), or the warm-up too short "
