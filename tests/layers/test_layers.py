@@ -1,0 +1,109 @@
+"""Layers against formulas written out position by position in float64."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from scangolf.config import AttentionConfig, ModelConfig, S6Config
+from scangolf.layers.attention import ROTARY_ROWS, Attention, rotate
+from scangolf.layers.conv import CausalConv
+from scangolf.layers.s6 import S6
+
+CONFIG = ModelConfig(
+    d_model=24,
+    attention=AttentionConfig(n_heads=6, n_kv_heads=2, rope_base=100.0),
+    s6=S6Config(d_state=3, dt_rank=4, d_conv=4),
+)
+
+
+def filled(module: torch.nn.Module) -> torch.nn.Module:
+    """A float64 module with every parameter drawn anew, none of them zero."""
+    generator = torch.Generator().manual_seed(0)
+    module = module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def test_rotation_is_a_complex_product() -> None:
+    x_BLHP = torch.randn(2, 5, 3, 8, dtype=torch.float64)
+    angle_LP = torch.randn(5, 4, dtype=torch.float64)
+    rotated = torch.complex(x_BLHP[..., :4], x_BLHP[..., 4:]) * torch.exp(-1j * angle_LP)[:, None]
+    found = rotate(x_BLHP.float(), angle_LP.cos().float(), angle_LP.sin().float())
+    torch.testing.assert_close(
+        found.double(), torch.cat([rotated.real, rotated.imag], -1), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_rotation_beyond_the_table_is_the_same_function() -> None:
+    mixer = Attention(CONFIG)
+    table_cos, table_sin = mixer._rotation(ROTARY_ROWS - 3, 3)
+    cos, sin = mixer._rotation(ROTARY_ROWS - 3, 6)
+    torch.testing.assert_close(cos[:3], table_cos)
+    torch.testing.assert_close(sin[:3], table_sin)
+
+
+def test_attention_position_by_position() -> None:
+    mixer = filled(Attention(CONFIG))
+    assert isinstance(mixer, Attention)
+    x_BLD = torch.randn(1, 7, 24, dtype=torch.float64)
+    found, _ = mixer(x_BLD)
+
+    def heads(weight: torch.Tensor, count: int) -> torch.Tensor:
+        return (x_BLD[0] @ weight.T).view(7, count, 4)
+
+    def rms(t: torch.Tensor) -> torch.Tensor:
+        return t / t.square().mean(-1, keepdim=True).sqrt()
+
+    def turned(t: torch.Tensor, position: int) -> torch.Tensor:
+        angle = position * 100.0 ** -(torch.arange(0, 4, 2) / 4).double()
+        z = torch.complex(t[..., :2], t[..., 2:]) * torch.exp(-1j * angle)
+        return torch.cat([z.real, z.imag], -1)
+
+    q, k = rms(heads(mixer.q_proj.weight, 6)), rms(heads(mixer.k_proj.weight, 2))
+    v = heads(mixer.v_proj.weight, 2)
+    for t in range(7):
+        outputs = []
+        for h in range(6):
+            query = turned(q[t, h], t) * mixer.q_gain[h]
+            scores = torch.stack(
+                [query @ turned(k[s, h // 3], s) / math.sqrt(4) for s in range(t + 1)]
+            )
+            outputs.append(scores.softmax(0) @ v[: t + 1, h // 3])
+        expected = torch.cat(outputs) @ mixer.out_proj.weight.T
+        torch.testing.assert_close(found[0, t], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_convolution_is_conv1d_and_continues() -> None:
+    conv = filled(CausalConv(6, 4, weight_group="dynamics", bias_group="dynamics"))
+    assert isinstance(conv, CausalConv)
+    x_BLE = torch.randn(2, 11, 6, dtype=torch.float64)
+    expected = F.conv1d(F.pad(x_BLE.mT, (3, 0)), conv.weight, conv.bias, groups=6).mT
+    whole, _ = conv(x_BLE)
+    torch.testing.assert_close(whole, expected)
+    first, past = conv(x_BLE[:, :2])
+    second, _ = conv(x_BLE[:, 2:], past)
+    torch.testing.assert_close(torch.cat([first, second], 1), expected)
+
+
+def test_s6_position_by_position() -> None:
+    """The layer's formulas (Gu & Dao 2023, section 3), one channel and one state at a time."""
+    mixer = filled(S6(CONFIG))
+    assert isinstance(mixer, S6)
+    x_BLD = torch.randn(1, 6, 24, dtype=torch.float64)
+    found, _ = mixer(x_BLD)
+
+    x_LE, z_LE = (x_BLD[0] @ mixer.in_proj.weight.T).chunk(2, -1)
+    u_LE = F.silu(mixer.conv(x_LE[None])[0][0])
+    projected = u_LE @ mixer.x_proj.weight.T
+    delta_LE = F.softplus(projected[:, :4] @ mixer.dt_proj.weight.T + mixer.delta_bias)
+    B_LN, C_LN = projected[:, 4:7], projected[:, 7:]
+    A_EN = -mixer.A_log.exp()
+    h_EN = torch.zeros(48, 3, dtype=torch.float64)
+    for t in range(6):
+        decay = (delta_LE[t, :, None] * A_EN).exp()
+        h_EN = decay * h_EN + delta_LE[t, :, None] * B_LN[t] * u_LE[t, :, None]
+        y_E = (h_EN @ C_LN[t] + mixer.D * u_LE[t]) * F.silu(z_LE[t])
+        torch.testing.assert_close(found[0, t], y_E @ mixer.out_proj.weight.T)
