@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
 
 from scangolf.config import PRESETS, RunConfig
+from scangolf.console import one_line, print_sample, print_values
 from scangolf.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -68,20 +68,8 @@ def _parse_and_run(args: Sequence[str]) -> None:
     except SystemExit as error:
         if error.code in (0, None):
             raise
-        raise UserError(_one_line(complaint.getvalue())) from error
+        raise UserError(one_line(complaint.getvalue())) from error
     verb()
-
-
-def _one_line(box: str) -> str:
-    """The complaint of a tyro error box, and the option that was probably meant."""
-    plain = re.sub(r"[│╭╮╰╯]", "", box)
-    _title, what, *hints = re.split(r"[─-]{4,}", plain)
-    nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(hints))
-    line = " ".join(what.split()).rstrip(".")
-    if nearest:
-        return f"{line}; did you mean {nearest[1]}?"
-    choices = re.search(r"Available subcommands: (.*?)(?:\s{2,}|$)", "".join(hints))
-    return f"{line}; choose from {choices[1].strip()}" if choices else f"{line}; see --help"
 
 
 # --- data ---------------------------------------------------------------------------------------
@@ -215,7 +203,7 @@ def data_inspect(
             raise UserError(f"{path}: text needs a --tokenizer to be counted in tokens")
         else:
             values = inspect_text(path, model, seq_len, count)
-        _print_values(values, json)
+        print_values(values, json)
 
     return verb
 
@@ -278,8 +266,8 @@ def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> No
 
     summary = run(resumed_config(out, config, default) if resume else config, out, resume=resume)
     sample = summary.pop("sample")
-    _print_values(summary, as_json=False)
-    _print_sample(sample["prompt"], sample["text"])
+    print_values(summary, as_json=False)
+    print_sample(sample["prompt"], sample["text"])
 
 
 for _name, _preset in PRESETS.items():
@@ -317,7 +305,7 @@ def evaluate(
         values = score_artifact(
             artifact, data=data, mode=mode, stride=stride, seq_len=seq_len, device=device
         )
-        _print_values(values, json)
+        print_values(values, json)
 
     return verb
 
@@ -358,7 +346,7 @@ def generate(
         text = continue_text(
             model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed
         )
-        _print_sample(prompt, text)
+        print_sample(prompt, text)
 
     return verb
 
@@ -397,61 +385,14 @@ def presets(name: Positional[PresetName | None] = None, json: bool = False) -> V
         from scangolf.config import to_dict
 
         if name is not None:
-            _print_values(to_dict(PRESETS[name]()), json)
+            print_values(to_dict(PRESETS[name]()), json)
             return
         from scangolf.run import describe_preset
 
         rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
-        _print_values(rows, json)
+        print_values(rows, json)
 
     return verb
-
-
-# --- what a person sees -------------------------------------------------------------------------
-
-
-def _print_values(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(dumps(values, indent=2))
-        return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, show_header=False)
-    table.add_column(style="bold")
-    table.add_column()
-    for key, value in _flat(values):
-        table.add_row(key, _human(value))
-    Console(highlight=False, markup=False).print(table)
-
-
-def _print_sample(prompt: str, text: str) -> None:
-    """The prompt in bold and what the model wrote after it, as it is: no markup, no wrapping."""
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(soft_wrap=True).print(Text.assemble((prompt, "bold"), text))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _human(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 10_000 else f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
-    return str(value)
 
 
 if __name__ == "__main__":

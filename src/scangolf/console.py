@@ -1,0 +1,67 @@
+"""What a person sees in the terminal besides a run's progress: tables, samples, complaints."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from json import dumps
+from typing import Any
+
+
+def one_line(box: str) -> str:
+    """The complaint of a tyro error box, and the option that was probably meant."""
+    plain = re.sub(r"[│╭╮╰╯]", "", box)
+    sections = re.split(r"[─-]{4,}", plain)
+    if len(sections) < 2:
+        return " ".join(plain.split())
+    _title, what, *hints = sections
+    nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(hints))
+    line = " ".join(what.split()).rstrip(".")
+    if nearest:
+        return f"{line}; did you mean {nearest[1]}?"
+    choices = re.search(r"Available subcommands: (.*?)(?:\s{2,}|$)", "".join(hints))
+    return f"{line}; choose from {choices[1].strip()}" if choices else f"{line}; see --help"
+
+
+def print_values(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(dumps(values, indent=2))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for key, value in _flat(values):
+        table.add_row(key, _human(value))
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_sample(prompt: str, text: str) -> None:
+    """The prompt in bold and what the model wrote after it, as it is: no markup, no wrapping."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(soft_wrap=True).print(Text.assemble((prompt, "bold"), text))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _human(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 10_000 else f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value)
