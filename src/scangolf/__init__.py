@@ -3,7 +3,7 @@
     scangolf.selective_scan           the selective scan of Mamba, a torch operator
     scangolf.selective_state_update   one decoding step of it
     scangolf.HybridLM                 the model: any pattern of scan and attention layers
-    scangolf.PRESETS                  functions that return whole configurations, by name
+    scangolf.presets                  functions that return whole configurations, by name
     scangolf.load                     an artifact on disk -> model and tokenizer
 
 Each is imported when it is first asked for, so that the command line starts at once.
@@ -16,22 +16,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scangolf.artifact.load import load
-    from scangolf.config import PRESETS
+    from scangolf.config import PRESETS as presets  # noqa: N811
     from scangolf.model import HybridLM
     from scangolf.ops.s6 import selective_scan, selective_state_update
 
-__all__ = ["PRESETS", "HybridLM", "load", "selective_scan", "selective_state_update"]
+__all__ = ["HybridLM", "load", "presets", "selective_scan", "selective_state_update"]
 
 _HOMES = {
-    "HybridLM": "scangolf.model",
-    "PRESETS": "scangolf.config",
-    "load": "scangolf.artifact.load",
-    "selective_scan": "scangolf.ops.s6",
-    "selective_state_update": "scangolf.ops.s6",
+    "HybridLM": "scangolf.model.HybridLM",
+    "load": "scangolf.artifact.load.load",
+    "presets": "scangolf.config.PRESETS",
+    "selective_scan": "scangolf.ops.s6.selective_scan",
+    "selective_state_update": "scangolf.ops.s6.selective_state_update",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'scangolf' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].rpartition(".")
+    return getattr(import_module(module), attribute)
