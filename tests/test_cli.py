@@ -54,6 +54,7 @@ def test_help_is_instant(args: str) -> None:
         (["tarin"], "choose from data, train, eval, generate, report, presets"),
         (["train", "tinny"], "choose from tiny, baseline, seed"),
         (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
+        (["train", "tiny", "--batch.token", "3"], "did you mean --batch.tokens?"),
         (["train", "tiny", "--model.d-modle", "3"], "did you mean --model.d-model?"),
         (["train", "tiny", "--seconds", "long"], "--seconds"),
         (["train", "tiny", "--seconds", "0"], "--seconds 0.0: needs a budget above 0 seconds"),
@@ -159,6 +160,14 @@ def test_a_run_is_never_overwritten_and_resumes_only_as_itself(
     assert "cannot change model.d_model from 32 to 48" in refusal(
         capsys, "train", "tiny", "--out", run, "--resume", "--model.d-model", "48"
     )
+    assert "is a run of preset tiny, not ssm" in refusal(
+        capsys, "train", "ssm", "--out", run, "--resume"
+    )
+    config = (workplace / "resumed" / "config.json").read_text()
+    assert "has done 12 already" in refusal(
+        capsys, "train", "tiny", "--out", run, "--resume", "--steps", "5"
+    )
+    assert (workplace / "resumed" / "config.json").read_text() == config
     assert (workplace / "resumed" / "summary.json").read_text() == before
     main(["train", "tiny", "--out", run, "--resume", "--steps", "15"])
     assert json.loads((workplace / "resumed" / "summary.json").read_text())["steps"] == 15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 from json import dumps
@@ -15,10 +16,12 @@ def one_line(box: str) -> str:
     if len(sections) < 2:
         return " ".join(plain.split())
     _title, what, *hints = sections
-    nearest = re.search(r"Perhaps you meant:\s+(--[\w.-]+)", " ".join(hints))
     line = " ".join(what.split()).rstrip(".")
-    if nearest:
-        return f"{line}; did you mean {nearest[1]}?"
+    mistyped = re.search(r"Unrecognized options: (--[\w.-]+)", line)
+    offered = re.findall(r"\n\s+(--[\w.-]+) ", "".join(hints))
+    if mistyped and offered:
+        nearest = difflib.get_close_matches(mistyped[1], offered, n=1, cutoff=0)
+        return f"{line}; did you mean {nearest[0]}?"
     choices = re.search(r"Available subcommands: (.*?)(?:\s{2,}|$)", "".join(hints))
     return f"{line}; choose from {choices[1].strip()}" if choices else f"{line}; see --help"
 

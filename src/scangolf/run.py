@@ -50,7 +50,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, A
     val_tokens = dataset.val_tokens()
     whole_sequences(val_tokens, config.batch.seq_len)
     pick_device(config.device)  # before anything is written: a device that is not there is refused
-    _claim(folder, config, resume)
+    _claim(folder, resume)
 
     table = byte_table(dataset.tokenizer)
     display = make_display(folder / "train.log")
@@ -66,7 +66,13 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, A
         display.say(f"{trainer.model.n_parameters:,} parameters on {describe(trainer.device)}")
         if resume:
             trainer.resume()
+            if config.steps is not None and config.steps < trainer.progress.step:
+                raise UserError(
+                    f"--steps {config.steps}: the run has done {trainer.progress.step:,} already; "
+                    "ask for more"
+                )
             display.say(f"resumed after step {trainer.progress.step:,}")
+        write_json(folder / "config.json", to_dict(config))
         trainer.train()
         display.say("scoring the whole validation split")
         score = trainer.evaluate(trainer.model)
@@ -144,15 +150,13 @@ def describe_preset(config: RunConfig) -> dict[str, str]:
     }
 
 
-def _claim(folder: Path, config: RunConfig, resume: bool) -> None:
-    """Makes the run folder and writes config.json; a run that is there must be resumed."""
-    path = folder / "config.json"
-    if path.exists() and not resume:
+def _claim(folder: Path, resume: bool) -> None:
+    """Makes the run folder; a run that is there must be resumed."""
+    if (folder / "config.json").exists() and not resume:
         raise UserError(
             f"{folder}: holds a run already; continue it with --resume, or choose --out"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, to_dict(config))
 
 
 def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunConfig:
@@ -162,6 +166,8 @@ def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunCon
     """
     saved = _read_config(folder)
     old, new, plain = (dict(_leaves(config)) for config in (saved, asked, default))
+    if saved.preset != asked.preset:
+        raise UserError(f"{folder}: is a run of preset {saved.preset}, not {asked.preset}")
     changed = {path for path in new if new[path] != plain[path] and new[path] != old[path]}
     for path in sorted(changed - MAY_CHANGE):
         raise UserError(
