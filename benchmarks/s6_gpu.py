@@ -47,6 +47,7 @@ CANDIDATES = {
     ],
     "summary": [Block(64, 8), Block(64, 4), Block(32, 8), Block(32, 4)],
 }  # fmt: skip
+BASE = Tuning(Block(64, 4), Block(64, 8), Block(64, 2, False), Block(64, 2, False), 1)
 CHUNKS = {64: (1, 2), 16: (1, 2, 4), 4: (4, 8, 16)}
 
 
@@ -138,20 +139,46 @@ def same(block: Block, chunks: int) -> Tuning:
     )
 
 
-def check(report: dict[str, Any]) -> bool:
-    passed = True
-    for name, case in check_cases():
-        x = make_inputs(*case["size"], **{k: v for k, v in case.items() if k != "size"})
-        wide = 64 if case["size"][3] <= 16 else 32
-        try:
-            errors = worst_errors(x, None, same(Block(32, 4), 3), same(Block(wide, 2, False), 1))
-            verdict = "ok" if errors["excess"] < 1 else "WRONG"
-        except Exception as error:
-            errors, verdict = {}, f"FAILED {type(error).__name__}: {str(error)[:300]}"
-        passed &= verdict == "ok"
-        report["checks"][name] = {"verdict": verdict, **errors}
-        worst = sorted(((e, n) for n, e in errors.items() if n != "excess"), reverse=True)[:3]
-        print(f"check {name:36} {verdict:6}", *(f"{n} {e:.1e}" for e, n in worst), flush=True)
+def check_one(case: dict[str, Any]) -> dict[str, Any]:
+    x = make_inputs(*case["size"], **{k: v for k, v in case.items() if k != "size"})
+    wide = 64 if case["size"][3] <= 16 else 32
+    try:
+        errors = worst_errors(x, None, same(Block(32, 4), 3), same(Block(wide, 2, False), 1))
+    except Exception as error:
+        return {"verdict": f"FAILED {type(error).__name__}: {str(error)[:300]}"}
+    return {"verdict": "ok" if errors["excess"] < 1 else "WRONG", **errors}
+
+
+def compile_one(shapes: Tuning) -> str | None:
+    """Leaves the compiled kernels in Triton's cache on disk."""
+    try:
+        x = make_inputs(1, 512, CHANNELS, STATE, torch.bfloat16) | {"initial_state": None}
+        results(s6_triton, x, shapes)
+        torch.cuda.synchronize()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:300]}"
+    return None
+
+
+def prepare(report: dict[str, Any], tunings: list[Tuning]) -> bool:
+    """The checks, and all compilation, in many processes: Triton compiles one kernel at a time."""
+    names, cases = zip(*check_cases(), strict=True)
+    passed, start = True, time.perf_counter()
+    processes = min(16, os.cpu_count() or 1)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        checks = pool.map(check_one, cases)
+        compiled = pool.map(compile_one, tunings)
+        for name, found in zip(names, checks, strict=True):
+            report["checks"][name] = found
+            passed &= found["verdict"] == "ok"
+            errors = [(e, n) for n, e in found.items() if n not in ("excess", "verdict")]
+            worst = (f"{n} {e:.1e}" for e, n in sorted(errors, reverse=True)[:3])
+            print(f"check {name:36} {found['verdict']}", *worst, flush=True)
+        for shapes, failure in zip(tunings, compiled, strict=True):
+            if failure:
+                report["failures"][str(shapes)] = failure
+    seconds = report["prepare_seconds"] = time.perf_counter() - start
+    print(f"checked, and compiled {len(tunings)} variants, in {seconds:.0f} s", flush=True)
     return passed
 
 
@@ -159,13 +186,14 @@ def check(report: dict[str, Any]) -> bool:
 
 
 class Flush:
-    """Writes more than the L2 holds between timed runs."""
+    """Writes more than the L2 holds, and holds the GPU until the host has queued what is timed."""
 
     def __init__(self) -> None:
         self.junk = torch.empty(1 << 28, dtype=torch.int8, device="cuda")
 
     def __call__(self) -> None:
         self.junk.zero_()
+        torch.cuda._sleep(6_000_000)  # cycles: about 3 ms
 
 
 def milliseconds(work: Any, flush: Flush, repeats: int = 15) -> float:
@@ -229,26 +257,6 @@ def kernel_times(
         return timer.medians()
 
 
-def compile_one(shapes: Tuning) -> str | None:
-    """In a process of its own: leaves the compiled kernels in Triton's cache on disk."""
-    try:
-        x = make_inputs(1, 512, CHANNELS, STATE, torch.bfloat16) | {"initial_state": None}
-        results(s6_triton, x, shapes)
-        torch.cuda.synchronize()
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:300]}"
-    return None
-
-
-def compile_all(tunings: list[Tuning], report: dict[str, Any]) -> None:
-    """Triton compiles one kernel at a time in a process: so there are several."""
-    processes = min(14, os.cpu_count() or 1)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for shapes, failure in zip(tunings, pool.map(compile_one, tunings), strict=True):
-            if failure:
-                report["failures"][str(shapes)] = failure
-
-
 def resources(report: dict[str, Any]) -> None:
     """Registers and spills of every kernel loaded in this process."""
     for kernel in (
@@ -278,16 +286,7 @@ def best(rows: dict[Block, float]) -> tuple[Block, float]:
 
 def sweep(report: dict[str, Any], lines: list[str], deadline: float) -> None:
     flush = Flush()
-    base = Tuning(Block(64, 4), Block(64, 8), Block(64, 2, False), Block(64, 2, False), 1)
-    variants = [
-        with_block(kernel, block, 2, base)
-        for kernel, blocks in CANDIDATES.items()
-        for block in blocks
-    ]
-    start = time.perf_counter()
-    compile_all(variants, report)
-    report["compile_seconds"] = time.perf_counter() - start
-    print(f"compiled {len(variants)} variants in {report['compile_seconds']:.0f} s", flush=True)
+    base = BASE
     kernels = {"scan": "scan_kernel", "states": "states_kernel", "adjoint": "adjoint_kernel",
                "summary": "summary_kernel"}  # fmt: skip
     for batch, length in SHAPES:
@@ -327,16 +326,17 @@ def sweep(report: dict[str, Any], lines: list[str], deadline: float) -> None:
         peer(x, label, flush, report, lines)
 
 
-def forward_of(backend: Any) -> Any:
-    return backend.forward
-
-
 def whole(
     x: dict[str, Any], label: str, shapes: Tuning, parts: dict[str, float], flush: Flush
 ) -> dict[str, Any]:
-    inputs = [x[name] for name in NAMES[:-1]]
-    ahead = milliseconds(lambda: s6_triton.forward(*inputs, True, None, None, shapes), flush)
+    scan: Any = s6_triton.forward
+    inputs = tuple(x[name] for name in NAMES[:-1])
+    ahead = milliseconds(lambda: scan(*inputs, True, None, None, shapes), flush)
     both = milliseconds(lambda: results(s6_triton, x | {"grad_final": None}, shapes), flush)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    results(s6_triton, x | {"grad_final": None}, shapes)
+    host = 1e3 * (time.perf_counter() - start)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -344,13 +344,13 @@ def whole(
     peak = torch.cuda.max_memory_allocated() - before
     size = sum(v.nbytes for v in inputs)
     return {"label": label, "shapes": [*map(tuple, shapes[:4]), shapes.chunks], "forward": ahead,
-            "both": both, "parts": parts, "peak_over_inputs": peak / size}  # fmt: skip
+            "both": both, "host": host, "parts": parts, "peak_over_inputs": peak / size}  # fmt: skip
 
 
 def line_of(row: dict[str, Any]) -> str:
     shapes = " ".join(str(s).replace(" ", "").replace(",None", "") for s in row["shapes"][:4])
     parts = " ".join(f"{k} {v:.3f}" for k, v in row["parts"].items())
-    times = f"fwd {row['forward']:.3f} f+b {row['both']:.3f} ms"
+    times = f"fwd {row['forward']:.3f} f+b {row['both']:.3f} host {row['host']:.1f} ms"
     memory = f"peak {row['peak_over_inputs']:.2f}x"
     return f"{row['label']:14} K={row['shapes'][4]:<2} {times} {memory} | {parts} | {shapes}"
 
@@ -391,7 +391,12 @@ def main() -> int:
         "checks": {}, "resources": [], "kernels": {}, "scans": [], "peers": [], "failures": {},
     }  # fmt: skip
     lines: list[str] = []
-    passed = check(report)
+    tunings = [
+        with_block(kernel, block, 2, BASE)
+        for kernel, blocks in CANDIDATES.items()
+        for block in blocks
+    ]
+    passed = prepare(report, [] if options.check_only else tunings)
     if not options.check_only:
         try:
             sweep(report, lines, started + options.seconds)
