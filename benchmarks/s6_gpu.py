@@ -344,7 +344,8 @@ def whole(
     peak = torch.cuda.max_memory_allocated() - before
     size = sum(v.nbytes for v in inputs)
     return {"label": label, "shapes": [*map(tuple, shapes[:4]), shapes.chunks], "forward": ahead,
-            "both": both, "host": host, "parts": parts, "peak_over_inputs": peak / size}  # fmt: skip
+            "both": both, "host": host, "parts": parts,
+            "peak_over_inputs": peak / size}  # fmt: skip
 
 
 def line_of(row: dict[str, Any]) -> str:
