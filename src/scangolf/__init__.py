@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from scangolf.artifact.load import load
     from scangolf.config import PRESETS as presets  # noqa: N811
     from scangolf.model import HybridLM
-    from scangolf.ops.s6 import selective_scan, selective_state_update
+    from scangolf.ops.s6 import selective_scan
+    from scangolf.ops.s6_step import selective_state_update
 
 __all__ = ["HybridLM", "load", "presets", "selective_scan", "selective_state_update"]
 
@@ -27,7 +28,7 @@ _HOMES = {
     "load": "scangolf.artifact.load.load",
     "presets": "scangolf.config.PRESETS",
     "selective_scan": "scangolf.ops.s6.selective_scan",
-    "selective_state_update": "scangolf.ops.s6.selective_state_update",
+    "selective_state_update": "scangolf.ops.s6_step.selective_state_update",
 }
 
 

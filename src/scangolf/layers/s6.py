@@ -16,7 +16,8 @@ from scangolf.config import ModelConfig
 from scangolf.layers.conv import CausalConv
 from scangolf.layers.linear import Linear
 from scangolf.layers.mixer import Mixer
-from scangolf.ops.s6 import selective_scan, selective_state_update
+from scangolf.ops.s6 import selective_scan
+from scangolf.ops.s6_step import selective_state_update
 
 
 class S6State(NamedTuple):

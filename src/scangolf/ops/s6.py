@@ -15,11 +15,10 @@ from types import ModuleType
 from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scangolf.ops import s6_chunked
-from scangolf.ops.checks import check_scan, check_step
+from scangolf.ops.checks import check_scan
 from scangolf.ops.reference import state_dtype
 
 Backend = Literal["auto", "triton", "reference"]
@@ -114,51 +113,6 @@ def selective_scan(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, chosen
     )
     return (y, final_state) if return_final_state else y
-
-
-def selective_state_update(
-    state: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """One step of `selective_scan`, for decoding.
-
-    Args:
-        state: [batch, channels, state], as the scan returns it; it is not modified.
-        u, delta, z: [batch, channels].
-        B, C: [batch, state] or [batch, groups, state].
-        A, D, delta_bias, delta_softplus: as in `selective_scan`.
-
-    Returns:
-        y [batch, channels] in u's dtype, and the new state in the dtype of the scan's state.
-
-    Raises:
-        ValueError: a shape, dtype or device that does not fit.
-    """
-    check_step(state, u, delta, A, B, C, D, z, delta_bias)
-    dtype, per_group = state_dtype(u), u.shape[1] // (B.shape[1] if B.dim() == 3 else 1)
-    u_BD, d_BD = u.to(dtype), delta.to(dtype)
-    if delta_bias is not None:
-        d_BD = d_BD + delta_bias.to(dtype)
-    if delta_softplus:
-        d_BD = F.softplus(d_BD)
-    B_BGN, C_BGN = (x if x.dim() == 3 else x.unsqueeze(1) for x in (B.to(dtype), C.to(dtype)))
-    B_BDN, C_BDN = (x.repeat_interleave(per_group, dim=1) for x in (B_BGN, C_BGN))
-    h_BDN = torch.exp(d_BD.unsqueeze(-1) * A.to(dtype)) * state.to(dtype)
-    h_BDN = h_BDN + (d_BD * u_BD).unsqueeze(-1) * B_BDN
-    y_BD = (C_BDN * h_BDN).sum(-1)
-    if D is not None:
-        y_BD = y_BD + D.to(dtype) * u_BD
-    if z is not None:
-        y_BD = y_BD * F.silu(z.to(dtype))
-    return y_BD.to(u.dtype), h_BDN
 
 
 def choose_backend(backend: str, u: Tensor) -> str:
