@@ -33,7 +33,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 @pytest.mark.parametrize(
     "args",
-    ["", "data", "data text", "train", "train tiny", "eval", "generate", "report", "presets"],
+    [
+        *("", "data", "data text", "train", "train tiny", "eval", "generate", "report", "presets"),
+        *("bench", "bench scan"),
+    ],
 )
 def test_help_is_instant(args: str) -> None:
     seconds = []

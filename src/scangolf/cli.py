@@ -34,6 +34,7 @@ LOCAL_VAL_SHARE = 0.05
 app = SubcommandApp()
 data_app = SubcommandApp()
 train_app = SubcommandApp()
+bench_app = SubcommandApp()
 app.command(data_app, name="data", help="Make a dataset, or look into one.")
 app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
 
@@ -391,6 +392,45 @@ def presets(name: Positional[PresetName | None] = None, json: bool = False) -> V
 
         rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
         print_values(rows, json)
+
+    return verb
+
+
+# --- bench --------------------------------------------------------------------------------------
+
+app.command(bench_app, name="bench", help="Speed, checked first, beside the peers installed.")
+
+
+@bench_app.command(name="scan")
+def bench_scan(
+    shape: tuple[str, ...] = (),
+    channels: int | None = None,
+    state: int | None = None,
+    dtype: Literal["bf16", "float16", "float32"] | None = None,
+    seconds: float = 2.0,
+    device: str = "auto",
+    json: bool = False,
+) -> Verb:
+    """Speed of the selective scan, forward and backward, beside its peers and its floor.
+
+    Outputs and gradients are compared with float64 first: what fails gets no times, and exit
+    code 1.
+
+    Args:
+        shape: Shapes, each batch x length (16x4096); on a GPU 64x1024 16x4096 4x16384 unless given.
+        channels: 1024 on a GPU, 256 on a CPU, unless given.
+        state: States of a channel; 16 unless given.
+        dtype: Of the activations; bf16 on a GPU, float32 on a CPU, unless given.
+        seconds: Of repetitions, for each figure.
+        device: auto, cpu or cuda.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.bench.scan import bench_scan as measure
+
+        if not measure(shape, channels, state, dtype, seconds, device, json):
+            sys.exit(1)
 
     return verb
 

@@ -1,0 +1,103 @@
+"""A report of the scan's speed for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from scangolf.bench.floor import Floor
+    from scangolf.bench.scan import Report, Row, ShapeReport
+
+WIDTH = 110  # where there is no terminal
+
+
+def print_report(report: Report) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDTH)
+    for line in _head(report):
+        console.print(line, soft_wrap=True)
+    for part in report.shapes:
+        console.print(_table(part, report))
+        for row in part.rows:
+            if row.passed is False:
+                console.print(f"{row.name} ({row.form}): {row.note}; no times", soft_wrap=True)
+                for name, error in (row.errors or {}).items():
+                    limit = report.limits["output" if name == "y" else "gradient"]
+                    mark = "" if error <= limit else f"   above {limit:.0e}"
+                    console.print(f"    {'' if name == 'y' else 'd'}{name:12}{error:.2e}{mark}")
+            elif row.passed is None and row.role == "ours":
+                console.print(f"{row.name}: {row.note}", soft_wrap=True)
+
+
+def _head(report: Report) -> list[str]:
+    rates = report.rates
+    versions = [f"torch {report.torch}"]
+    versions += [f"triton {report.triton}"] if report.triton else []
+    versions += [f"mamba_ssm {report.mamba_ssm}"] if report.mamba_ssm else []
+    known = [f"copies {rates.copy_bytes / 1e9:,.0f} GB/s"]
+    if rates.multiprocessors:
+        known.append(f"{rates.multiprocessors} multiprocessors")
+    if rates.clock_hz:
+        known.append(f"{rates.clock_hz / 1e9:.2f} GHz ({rates.clock_source})")
+    if rates.exponentials:
+        known.append(f"{rates.exponentials / 1e12:.2f}e12 exponentials/s")
+    return [
+        f"{report.device}, {', '.join(versions)}",
+        f"{report.dtype}, z, D, delta_bias and softplus fused; {', '.join(known)}",
+        f"again: {report.command}",
+    ]
+
+
+def _table(part: ShapeReport, report: Report) -> Table:
+    shape, below = part.shape, part.floors
+    title = f"{shape.batch} x {shape.length}, {shape.channels} channels, {shape.state} states"
+    floor = f"floor: forward {_floor(below.forward)}, both {_floor(below.both)}"
+    table = Table(title=title, caption=floor, box=box.SIMPLE_HEAD, title_justify="left",
+                  caption_justify="left")  # fmt: skip
+    table.add_column("form")
+    for column in ("forward ms", "fwd + bwd ms", "of floor"):
+        table.add_column(column, justify="right")
+    memory = any(row.peak_memory is not None for row in part.rows)
+    if memory:
+        table.add_column("memory", justify="right")
+    for column in ("first s", "error y / grad", "speed-up"):
+        table.add_column(column, justify="right")
+    for row in part.rows:
+        cells = [f"{row.name} ({row.form})", *_times(row)]
+        cells += [_number(row.peak_memory, "{:.1f}x")] * memory
+        cells += [_number(row.first_call_seconds, "{:.2f}"), _errors(row)]
+        table.add_row(*cells, _number(row.speed_up, "{:.1f}"))
+    return table
+
+
+def _times(row: Row) -> list[str]:
+    if row.forward is None or row.both is None:
+        return ["no times", "", ""]
+    share = "-"
+    if row.forward_share is not None and row.both_share is not None:
+        share = f"{row.forward_share:.0%} / {row.both_share:.0%}"
+    return [*(f"{t.median_ms:.3g}" if t.median_ms < 100 else f"{t.median_ms:.0f}"
+              for t in (row.forward, row.both)), share]  # fmt: skip
+
+
+def _errors(row: Row) -> str:
+    if row.errors is None:
+        return "-"
+    worst = max((e for name, e in row.errors.items() if name != "y"), key=lambda e: (e != e, e))
+    return f"{row.errors['y']:.0e} / {worst:.0e}"
+
+
+def _floor(floor: Floor) -> str:
+    bound = "memory"
+    if floor.exponentials_ms is not None and floor.exponentials_ms > floor.memory_ms:
+        bound = "exponentials"
+    return f"{floor.ms:.3g} ms ({bound}; {floor.bytes / 1e9:.3g} GB)"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
