@@ -101,9 +101,7 @@ def attention(shape: Shape, device: torch.device, dtype: torch.dtype) -> Contend
 
     inputs = {n: torch.randn(size, device=device, dtype=dtype).requires_grad_() for n in "qkv"}
     grad = torch.randn(size, device=device, dtype=dtype)
-    return Contender(
-        "attention", f"sdpa, causal, {heads} x {HEAD_SIZE}", "orientation", run, inputs, grad
-    )
+    return Contender("attention", f"sdpa {heads} x {HEAD_SIZE}", "orientation", run, inputs, grad)
 
 
 def parse_shape(text: str) -> tuple[int, int]:

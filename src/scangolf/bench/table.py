@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scangolf.bench.floor import Floor
     from scangolf.bench.scan import Report, Row, ShapeReport
 
-WIDTH = 110  # where there is no terminal
+WIDTH = 120  # where there is no terminal
 
 
 def print_report(report: Report) -> None:
@@ -21,11 +21,15 @@ def print_report(report: Report) -> None:
         console = Console(highlight=False, markup=False, width=WIDTH)
     for line in _head(report):
         console.print(line, soft_wrap=True)
+    console.print(
+        "medians; both: forward and backward; memory: of both, beyond the inputs, in their bytes; "
+        "errors: of y, and the largest of a gradient; speed-up: of both, over the peer"
+    )
     for part in report.shapes:
         console.print(_table(part, report))
         for row in part.rows:
             if row.passed is False:
-                console.print(f"{row.name} ({row.form}): {row.note}; no times", soft_wrap=True)
+                console.print(f"{_name(row)}: {row.note}; no times", soft_wrap=True)
                 for name, error in (row.errors or {}).items():
                     limit = report.limits["output" if name == "y" else "gradient"]
                     mark = "" if error <= limit else f"   above {limit:.0e}"
@@ -59,20 +63,25 @@ def _table(part: ShapeReport, report: Report) -> Table:
     floor = f"floor: forward {_floor(below.forward)}, both {_floor(below.both)}"
     table = Table(title=title, caption=floor, box=box.SIMPLE_HEAD, title_justify="left",
                   caption_justify="left")  # fmt: skip
-    table.add_column("form")
-    for column in ("forward ms", "fwd + bwd ms", "of floor"):
+    table.add_column("form", no_wrap=True)
+    for column in ("forward ms", "both ms", "of floor"):
         table.add_column(column, justify="right")
     memory = any(row.peak_memory is not None for row in part.rows)
     if memory:
         table.add_column("memory", justify="right")
-    for column in ("first s", "error y / grad", "speed-up"):
-        table.add_column(column, justify="right")
+    table.add_column("first s", justify="right")
+    table.add_column("errors", justify="right", no_wrap=True)
+    table.add_column("speed-up", justify="right")
     for row in part.rows:
-        cells = [f"{row.name} ({row.form})", *_times(row)]
+        cells = [_name(row), *_times(row)]
         cells += [_number(row.peak_memory, "{:.1f}x")] * memory
         cells += [_number(row.first_call_seconds, "{:.2f}"), _errors(row)]
         table.add_row(*cells, _number(row.speed_up, "{:.1f}"))
     return table
+
+
+def _name(row: Row) -> str:
+    return row.name if row.name == row.form else f"{row.name} ({row.form})"
 
 
 def _times(row: Row) -> list[str]:
