@@ -98,6 +98,7 @@ def step(
             N=n, BLOCK_D=block_d, BLOCK_N=block_n, HAS_SKIP=D is not None, HAS_Z=z is not None,
             HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus,
             num_warps=4,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return y, advanced
 
