@@ -1,4 +1,4 @@
-"""What the scan operators refuse, in one line: the argument, what it is, what it must be."""
+"""What the operators refuse, in one line: the argument, what it is, what it must be."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> N
     weights = (batch, length, n)
     if B.dim() == 4:
         weights = (batch, length, _groups(B.shape[2], channels), n)
-    _check_all(u, {
+    _check_all("u", u, {
         "delta": (delta, (batch, length, channels)),
         "A": (A, (channels, n)),
         "B": (B, weights),
@@ -21,10 +21,7 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> N
         "delta_bias": (delta_bias, (channels,)),
         "initial_state": (initial_state, (batch, channels, n)),
     })  # fmt: skip
-    if seq_idx is not None:
-        _shape("seq_idx", seq_idx, (batch, length))
-        if seq_idx.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"seq_idx has dtype {seq_idx.dtype}: expected torch.int32")
+    _documents(seq_idx, u)
 
 
 def check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
@@ -34,7 +31,7 @@ def check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
     weights = (batch, n)
     if B.dim() == 3:
         weights = (batch, _groups(B.shape[1], channels), n)
-    _check_all(u, {
+    _check_all("u", u, {
         "state": (state, (batch, channels, n)),
         "delta": (delta, (batch, channels)),
         "A": (A, (channels, n)),
@@ -46,12 +43,36 @@ def check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
     })  # fmt: skip
 
 
-def _check_all(u: Tensor, expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
-    _floating("u", u, u)
+def check_conv(x, weight, bias, seq_idx, initial) -> None:
+    _rank("x", x, ("batch", "length", "channels"))
+    _rank("weight", weight, ("channels", "taps"))
+    (batch, _, channels), taps = x.shape, weight.shape[1]
+    if taps == 0:
+        raise ValueError("weight has no taps: expected one at least")
+    _check_all("x", x, {
+        "weight": (weight, (channels, taps)),
+        "bias": (bias, (channels,)),
+        "initial": (initial, (batch, taps - 1, channels)),
+    })  # fmt: skip
+    _documents(seq_idx, x)
+
+
+def _check_all(
+    first: str, x: Tensor, expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]
+) -> None:
+    """The others must fit the first argument, x."""
+    _floating(first, x, first, x)
     for name, (tensor, shape) in expected.items():
         if tensor is not None:
             _shape(name, tensor, shape)
-            _floating(name, tensor, u)
+            _floating(name, tensor, first, x)
+
+
+def _documents(seq_idx: Tensor | None, x: Tensor) -> None:
+    if seq_idx is not None:
+        _shape("seq_idx", seq_idx, tuple(x.shape[:2]))
+        if seq_idx.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"seq_idx has dtype {seq_idx.dtype}: expected torch.int32")
 
 
 def _rank(name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
@@ -72,12 +93,13 @@ def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected {shape}")
 
 
-def _floating(name: str, tensor: Tensor, u: Tensor) -> None:
+def _floating(name: str, tensor: Tensor, first: str, x: Tensor) -> None:
     if not tensor.dtype.is_floating_point:
         raise ValueError(f"{name} has dtype {tensor.dtype}: expected a floating dtype")
-    if (tensor.dtype == torch.float64) != (u.dtype == torch.float64):
+    if (tensor.dtype == torch.float64) != (x.dtype == torch.float64):
         raise ValueError(
-            f"{name} has dtype {tensor.dtype}, u has {u.dtype}: float64 goes with float64 only"
+            f"{name} has dtype {tensor.dtype}, {first} has {x.dtype}: "
+            "float64 goes with float64 only"
         )
-    if tensor.device != u.device:
-        raise ValueError(f"{name} is on {tensor.device}: expected {u.device}, where u is")
+    if tensor.device != x.device:
+        raise ValueError(f"{name} is on {tensor.device}: expected {x.device}, where {first} is")
