@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -86,6 +87,19 @@ def test_convolution_is_conv1d_and_continues() -> None:
     first, past = conv(x_BLE[:, :2])
     second, _ = conv(x_BLE[:, 2:], past)
     torch.testing.assert_close(torch.cat([first, second], 1), expected)
+
+
+@pytest.mark.parametrize("taps", [1, 4])
+@pytest.mark.parametrize("length", [1, 3, 11])
+def test_convolution_of_a_sequence_is_that_of_its_positions(taps: int, length: int) -> None:
+    conv = filled(CausalConv(6, taps, weight_group="dynamics", bias_group="dynamics"))
+    assert isinstance(conv, CausalConv)
+    x_BLE = torch.randn(2, length, 6, dtype=torch.float64)
+    past_BKE = torch.randn(2, taps - 1, 6, dtype=torch.float64)
+    expected, after = conv(x_BLE, past_BKE)
+    torch.testing.assert_close(conv.silu(x_BLE, past_BKE), F.silu(expected))
+    torch.testing.assert_close(conv.after(x_BLE, past_BKE), after)
+    torch.testing.assert_close(conv.silu(x_BLE), F.silu(conv(x_BLE)[0]))
 
 
 def test_s6_position_by_position() -> None:

@@ -9,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scangolf.ops.conv import causal_conv_silu
+
 
 class CausalConv(nn.Module):
     """y_t = bias + sum_k weight[k] x_{t-K+1+k}, for every channel.
 
-    Written as K shifted products in [batch, length, channels]: a compiler makes one kernel of
-    them, and nothing has to be transposed. The parameters have nn.Conv1d's shapes.
+    Sequences take `silu`, one operator; single positions take `forward`, K shifted products. Both
+    work in [batch, length, channels], and nothing has to be transposed. The parameters have
+    nn.Conv1d's shapes.
     """
 
     def __init__(self, channels: int, taps: int, *, weight_group: str, bias_group: str) -> None:
@@ -46,3 +49,12 @@ class CausalConv(nn.Module):
         for k in range(1, taps):
             y_BLE = torch.addcmul(y_BLE, padded[:, k : k + L], weight_EK[:, k])
         return y_BLE, padded[:, L:]
+
+    def silu(self, x_BLE: Tensor, past_BKE: Tensor | None = None) -> Tensor:
+        """SiLU of the output."""
+        return causal_conv_silu(x_BLE, self.weight[:, 0], self.bias, initial=past_BKE)
+
+    def after(self, x_BLE: Tensor, past_BKE: Tensor) -> Tensor:
+        """The last K - 1 inputs, as `forward` returns them."""
+        recent_BKE = x_BLE[:, max(x_BLE.shape[1] - past_BKE.shape[1], 0) :]
+        return torch.cat([past_BKE, recent_BKE], dim=1)[:, recent_BKE.shape[1] :]

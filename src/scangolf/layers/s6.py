@@ -59,15 +59,15 @@ class ScanMixer(Mixer):
 
     def forward(self, x_BLD: Tensor, state: S6State | None = None) -> tuple[Tensor, S6State | None]:
         x_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, dim=-1)
-        x_BLE, conv_BKE = self.conv(x_BLE, None if state is None else state.conv_BKE)
-        inputs = self.scan_inputs(F.silu(x_BLE), z_BLE)
+        u_BLE = self.conv.silu(x_BLE, None if state is None else state.conv_BKE)
+        inputs = self.scan_inputs(u_BLE, z_BLE)
         if state is None:
             y_BLE = selective_scan(**inputs, delta_softplus=True)
             return self.out_proj(y_BLE), None
         y_BLE, h_BEN = selective_scan(
             **inputs, delta_softplus=True, initial_state=state.h_BEN, return_final_state=True
         )
-        return self.out_proj(y_BLE), S6State(conv_BKE, h_BEN)
+        return self.out_proj(y_BLE), S6State(self.conv.after(x_BLE, state.conv_BKE), h_BEN)
 
     def step(self, x_BD: Tensor, state: S6State) -> tuple[Tensor, S6State]:
         x_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
