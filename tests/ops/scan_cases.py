@@ -1,6 +1,7 @@
 """Random inputs of the selective scan, and its gradients, for the tests of this folder."""
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import torch
@@ -41,6 +42,14 @@ def make_inputs(
     return {k: v.to(dtype).requires_grad_() for k, v in wanted.items()}
 
 
+def documents(batch: int, length: int, *starts: int) -> Tensor:
+    """Document numbers; each sequence begins one at each of `starts`, the second one step later."""
+    seq_idx = torch.zeros(batch, length, dtype=torch.int32)
+    for row, start in product(range(batch), starts):
+        seq_idx[row, start + row :] += 1
+    return seq_idx
+
+
 def as_float64(inputs: dict[str, Any]) -> dict[str, Any]:
     return {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
 
@@ -52,7 +61,7 @@ def outputs_and_gradients(
     y, final = scan(**inputs, delta_softplus=True, return_final_state=True, **options)
     generator = torch.Generator().manual_seed(1)
     weights = [  # bfloat16 numbers, so that every dtype gets the same
-        torch.randn(x.shape, generator=generator).bfloat16().to(x.dtype) for x in (y, final)
+        torch.randn(x.shape, generator=generator).bfloat16().to(x) for x in (y, final)
     ]
     grads = torch.autograd.grad((y, final), list(inputs.values()), weights)
     return {"y": y, "final": final} | dict(zip(inputs, grads, strict=True))

@@ -1,12 +1,19 @@
 """The selective-scan operator: against the float64 recurrence, and as a torch operator."""
 
 import time
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from scan_cases import OPTIONAL, as_float64, make_inputs, outputs_and_gradients, relative_error
+from scan_cases import (
+    OPTIONAL,
+    as_float64,
+    documents,
+    make_inputs,
+    outputs_and_gradients,
+    relative_error,
+)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,14 +29,6 @@ def pieces(request, monkeypatch) -> int:
     """The sequence in one piece, as on the CPU, and folded into three, as on other devices."""
     monkeypatch.setattr(s6_chunked, "_pieces", lambda device: request.param)
     return request.param
-
-
-def documents(batch: int, length: int, *starts: int) -> Tensor:
-    """Document numbers; each sequence begins one at each of `starts`, the second one step later."""
-    seq_idx = torch.zeros(batch, length, dtype=torch.int32)
-    for row, start in product(range(batch), starts):
-        seq_idx[row, start + row :] += 1
-    return seq_idx
 
 
 def assert_matches_sequential(
@@ -298,7 +297,8 @@ MISTAKES = [
     ({"seq_idx": torch.zeros(2, 5)}, r"seq_idx has dtype torch.float32: expected torch.int32"),
     ({"seq_idx": torch.zeros(2, 4).int()}, r"seq_idx has shape \(2, 4\): expected \(2, 5\)"),
     ({"u": torch.zeros(2, 5, 6, device="meta")}, "delta is on cpu: expected meta, where u is"),
-    ({"backend": "cuda"}, "backend is 'cuda': expected 'auto', 'triton' or 'reference'"),
+    ({"backend": "gpu"}, "backend is 'gpu': expected 'auto', 'cuda', 'triton' or 'reference'"),
+    ({"backend": "cuda"}, "backend is 'cuda', whose kernels cannot run: they need an NVIDIA GPU"),
 ]
 
 
@@ -311,7 +311,7 @@ def test_mistakes_are_told_in_one_line(change, message):
 
 
 def test_the_kernels_compute_in_float32_only():
-    with pytest.raises(ValueError, match="u is float64: the Triton kernels compute in float32"):
+    with pytest.raises(ValueError, match="they compute in float32, u is float64"):
         selective_scan(**make_inputs(length=5), backend="triton")
 
 

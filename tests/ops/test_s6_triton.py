@@ -8,7 +8,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from scan_cases import as_float64, make_inputs, outputs_and_gradients, relative_error
+from scan_cases import (
+    as_float64,
+    documents,
+    make_inputs,
+    outputs_and_gradients,
+    relative_error,
+)
 from torch import Tensor
 
 from scangolf.ops.reference import selective_scan_sequential
@@ -59,14 +65,6 @@ def scan(shapes: Tuning | None = None, **x: Any) -> Any:
     softplus = x.get("delta_softplus", False)
     y, final = cast(Any, Scan.apply(shapes, softplus, seq_idx, *tensors))
     return y.cpu(), final.cpu()
-
-
-def documents(batch: int, length: int, *starts: int) -> Tensor:
-    seq_idx = torch.zeros(batch, length, dtype=torch.int32)
-    for row in range(batch):
-        for start in starts:
-            seq_idx[row, start + row :] += 1
-    return seq_idx
 
 
 def assert_matches(inputs: dict[str, Any], shapes: Tuning, limits=(1e-5, 1e-4), **options) -> None:
@@ -129,12 +127,6 @@ def test_with_some_options(optional):
 def test_bfloat16():
     x = make_inputs(batch=1, length=9, channels=32, state=8, dtype=torch.bfloat16)
     assert_matches(x, programs(), (4e-3, 1e-2))
-
-
-def test_a_state_larger_than_a_slice(monkeypatch):
-    monkeypatch.setattr(s6_triton, "SLICE", 4)
-    x = make_inputs(batch=1, length=6, channels=3, state=10, dtype=torch.float32)
-    assert_matches(x, programs(chunks=2))
 
 
 def test_sixteen_states():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,9 @@ from torch import Tensor
 from scangolf.bench.check import Tensors, results
 from scangolf.bench.floor import Shape
 from scangolf.errors import UserError
-from scangolf.ops import s6, selective_scan
+from scangolf.ops import selective_scan
 from scangolf.ops.reference import selective_scan_sequential
+from scangolf.ops.s6_backends import KERNELS, choose_backend, why_not
 
 Role = Literal["ours", "peer", "orientation"]
 MOST_UPDATES_OF_LOOP = 1 << 27
@@ -50,13 +51,14 @@ class Contender:
         return {k: v.mT if v.dim() == 3 else v for k, v in found.items()}
 
 
-def backends(device: torch.device, u: Tensor) -> list[tuple[str, str]]:
-    """Names to ask for and what runs: "auto" first, then the others that suit the device."""
-    resolved = s6.choose_backend("auto", u)
-    suitable = [b for b in get_args(s6.Backend) if b != "auto"]
-    if device.type == "cpu":
-        suitable = ["reference"]
-    return [("auto", resolved), *((b, b) for b in suitable if b != resolved)]
+def backends(inputs: Tensors) -> list[tuple[str, str]]:
+    """Names to ask for and what runs: "auto" first, then the others that take the inputs."""
+    u, A, B = inputs["u"], inputs["A"], inputs["B"]
+    x = u, A, B if B.dim() == 4 else B.unsqueeze(2)
+    resolved = choose_backend("auto", *x)
+    others = [*KERNELS, "reference"] if u.is_cuda else ["reference"]
+    able = [b for b in others if b != resolved and why_not(b, *x) is None]
+    return [("auto", resolved), *((b, b) for b in able)]
 
 
 def ours(name: str, form: str, inputs: Tensors, dy: Tensor) -> Contender:

@@ -198,7 +198,7 @@ def _measure_shape(
 
 
 def _contenders(shape: Shape, inputs: Tensors, dy: Tensor) -> Iterator[Contender]:
-    for name, form in contenders.backends(dy.device, inputs["u"]):
+    for name, form in contenders.backends(inputs):
         yield contenders.ours(name, form, inputs, dy)
     if dy.device.type == "cuda":
         peer = contenders.mamba_ssm(inputs, dy)

@@ -1,8 +1,9 @@
-"""The selective scan of Mamba as a torch operator: registration, gradients, choice of backend.
+"""The selective scan of Mamba as a torch operator: registration and gradients.
 
 Gu & Dao 2023 (arXiv:2312.00752), section 3 and algorithm 2; the formulas stand in ops/reference.py.
 
-A backend is a module with `forward`, `backward` and `saved_shape` as in ops/s6_chunked.py.
+The backend is chosen in ops/s6_backends.py, inside the operators: nothing is asked of a device
+while torch.compile traces Python.
 
 Whatever the inputs' dtypes, and under autocast too, the state and everything that touches it is
 float32 (float64 for float64 inputs). The operator takes any mix of the smaller dtypes; y comes in
@@ -11,17 +12,14 @@ u's dtype, every gradient in the dtype of its input.
 Shapes: B batch, L length, D channels, N state, G groups of channels.
 """
 
-from types import ModuleType
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from scangolf.ops import s6_chunked
 from scangolf.ops.checks import check_scan
 from scangolf.ops.reference import state_dtype
-
-Backend = Literal["auto", "triton", "reference"]
+from scangolf.ops.s6_backends import Backend, check_name, implementation, saved_shape
 
 
 @overload
@@ -95,43 +93,30 @@ def selective_scan(
         seq_idx: integers [batch, length], the document of each position: the state restarts at
             zero wherever the number changes from one position to the next. Position 0 continues
             initial_state.
-        backend: "reference" (plain torch operations, any device), "triton" (kernels for a GPU,
-            which take half a minute to compile at their first call), or "auto": the reference,
-            until the kernels start faster.
+        backend: "auto" takes the first of these that can take the inputs. A state of any size will
+            do for each; float64 is the reference's alone.
+            "cuda": kernels for NVIDIA GPUs of compute capability 8.0 and later, compiled at their
+            first call by NVRTC, which comes with torch. Channels in multiples of 8, and of 32 a
+            group where there is more than one group.
+            "triton": kernels for any GPU that Triton supports, AMD's too, compiled at their first
+            call in half a minute. Any number of channels.
+            "reference": plain torch operations, any device, any floating dtype.
 
     Returns:
         y [batch, length, channels] in u's dtype, or (y, final state).
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit, or a backend that is not there.
+        ValueError: a shape, dtype or device that does not fit, no such backend, or one named that
+            cannot take the inputs: the message says why.
     """
+    check_name(backend)
     check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    chosen = choose_backend(backend, u)
     if B.dim() == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)
     y, final_state, _ = _scan(
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, chosen
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, backend
     )
     return (y, final_state) if return_final_state else y
-
-
-def choose_backend(backend: str, u: Tensor) -> str:
-    """The backend that will run. The kernels have to be asked for until they start faster."""
-    if backend not in ("auto", "triton", "reference"):
-        raise ValueError(f"backend is {backend!r}: expected 'auto', 'triton' or 'reference'")
-    if backend == "triton" and u.dtype == torch.float64:
-        raise ValueError("u is float64: the Triton kernels compute in float32, use 'reference'")
-    return "triton" if backend == "triton" else "reference"
-
-
-def _module(backend: str) -> ModuleType:
-    if backend == "reference":
-        return s6_chunked
-    try:
-        from scangolf.ops import s6_triton
-    except ImportError as error:
-        raise ValueError("backend is 'triton': Triton is not installed, use 'auto'") from error
-    return s6_triton
 
 
 # --- registration -------------------------------------------------------------------------------
@@ -154,7 +139,7 @@ def _scan(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the final state, and what the backend saves for the backward pass."""
     with torch.autocast(u.device.type, enabled=False):
-        return _module(backend).forward(
+        return implementation(backend, u, A, B).forward(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx
         )
 
@@ -166,7 +151,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_id
     return (
         u.new_empty(batch, length, channels),
         u.new_empty(batch, channels, A.shape[1], dtype=dtype),
-        u.new_empty(_module(backend).saved_shape(u, A, B), dtype=dtype),
+        u.new_empty(saved_shape(backend, u, A, B), dtype=dtype),
     )
 
 
@@ -189,7 +174,7 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty where absent."""
     with torch.autocast(u.device.type, enabled=False):
-        return _module(backend).backward(
+        return implementation(backend, u, A, B).backward(
             grad_y, grad_final, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx
         )
 

@@ -4,11 +4,10 @@ The recurrence stands in ops/reference.py, the kernels in s6_triton_fwd.py and s
 This module lays the inputs out for them, chooses the shapes of their programs, and adds up what
 they leave in parts. Nothing is added atomically: the same inputs give the same bits.
 
-The forward pass saves the state before each chunk, nothing else. A state of more than SLICE numbers
-is gone through in slices, which share nothing but the sum that is y.
+The forward pass saves the state before each chunk, nothing else.
 
 Shapes: B batch, L length, D channels, N state (padded: a power of two), G groups of channels,
-K chunks, M spans, S slices of the state.
+K chunks, M spans.
 """
 
 import math
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from scangolf.ops.s6_triton_bwd import adjoint_kernel, states_kernel
 from scangolf.ops.s6_triton_fwd import carry_kernel, scan_kernel, summary_kernel
 
-SLICE = 32  # states of one program at most: they live in registers
+LARGEST_STATE = 32  # of one program: it lives in registers
+OLDEST = (7, 0)  # compute capability of the NVIDIA GPUs that Triton supports
 SPAN = 64  # steps over which the backward pass carries sums
 SHORTEST_CHUNK = 256
 ENOUGH_PROGRAMS = 1024  # two warps for each scheduler of a large GPU
@@ -59,11 +58,24 @@ def tuning(u: Tensor, A: Tensor, B: Tensor) -> Tuning:
     return Tuning(Block(wide, 4), Block(wide, 8), sweep, sweep, max(chunks, 1))
 
 
+def why_not(u: Tensor, A: Tensor, B: Tensor) -> str | None:
+    """What keeps these kernels from the inputs; None if nothing does."""
+    if not u.is_cuda and not triton.knobs.runtime.interpret:
+        return "they need a GPU"
+    if u.is_cuda and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(u.device)
+        if capability < OLDEST:
+            return f"they need compute capability {OLDEST[0]}.{OLDEST[1]}"
+    if A.shape[1] > LARGEST_STATE:
+        return f"they take states of {LARGEST_STATE} at most, not {A.shape[1]}"
+    return None
+
+
 def saved_shape(u: Tensor, A: Tensor, B: Tensor, shapes: Tuning | None = None) -> tuple[int, ...]:
-    """Shape of the states that `forward` saves for `backward`: [S, B, K, N, D]."""
-    (batch, length, channels), slices = u.shape, _slices(A)
+    """Shape of the states that `forward` saves for `backward`: [B, K, N, D]."""
+    batch, length, channels = u.shape
     _, chunks = _cut(length, (shapes or tuning(u, A, B)).chunks)
-    return len(slices), batch, chunks, _padded(min(A.shape[1], SLICE)), channels
+    return batch, chunks, _padded(A.shape[1]), channels
 
 
 def forward(
@@ -80,34 +92,23 @@ def forward(
     seq_idx: Tensor | None,
     shapes: Tuning | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [B, L, D] in u's dtype, the final state [B, D, N], the saved states [S, B, K, N, D]."""
+    """y [B, L, D] in u's dtype, the final state [B, D, N], the saved states [B, K, N, D]."""
     shapes = shapes or tuning(u, A, B)
-    saved = u.new_empty(saved_shape(u, A, B, shapes), dtype=torch.float32)
-    saved[:, :, 0] = 0.0
-    slices = _slices(A)
-    whole = len(slices) == 1
-    y, finals = torch.empty(0), []
-    for i, n in enumerate(slices):
-        if initial_state is not None:
-            saved[i, :, 0, : A[:, n].shape[1]] = initial_state[..., n].mT
-        x = _lay_out(
-            u, delta, A[:, n], B[..., n], C[..., n], D if whole else None, z if whole else None,
-            delta_bias, delta_softplus, seq_idx, shapes,
-        )  # fmt: skip
-        part, final = _forward_slice(x, saved[i], u.dtype if whole else torch.float32)
-        y = part if i == 0 else y.add_(part)
-        finals.append(final)
-    if not whole and D is not None:
-        y.addcmul_(u.float(), D.float())
-    if not whole and z is not None:
-        y.mul_(F.silu(z.float()))
-    return y.to(u.dtype), torch.cat(finals, -1), saved
+    x = _lay_out(u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, shapes)
+    states_BKND = x.empty(*saved_shape(u, A, B, shapes))
+    states_BKND[:, 0] = 0.0
+    if initial_state is not None:
+        states_BKND[:, 0, : x.n] = initial_state.mT
+    y, final_BND = x.rows(u.dtype), x.empty(x.batch, x.n_padded, x.channels)
+    _fill_borders(x, states_BKND, x.arguments["u"], adjoint=False)
+    x.launch(scan_kernel, x.shapes.scan, y=y, states=states_BKND, final=final_BND)
+    return y, final_BND[:, : x.n].mT.contiguous(), states_BKND
 
 
 def backward(
     grad_y: Tensor,
     grad_final: Tensor | None,
-    saved: Tensor,
+    states_BKND: Tensor,
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -122,48 +123,54 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; empty where absent."""
     shapes = shapes or tuning(u, A, B)
-    slices = _slices(A)
-    if len(slices) == 1:
-        x = _lay_out(u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, shapes)
-        return _backward_slice(x, grad_y, grad_final, saved[0], u.dtype, delta.dtype)
+    x = _lay_out(u, delta, A, B, C, D, z, delta_bias, delta_softplus, seq_idx, shapes)
+    dy = _rows(grad_y)
+    rows = {"grad_y": dy, "dy_batch": dy.stride(0), "dy_row": dy.stride(1)}
+    spans, nothing = triton.cdiv(x.length, SPAN), x.empty(0)
+    dA = x.empty(x.batch, x.chunks, x.n_padded, x.channels)
+    shared = rows | {
+        "P": x.rows(torch.float32),
+        "dA": dA,
+        "span_states": x.empty(x.batch, spans, x.n_padded, x.channels),
+        "span_steps": x.empty(x.batch, spans, x.channels),
+    }
 
-    # slices of the state: the gate and the skip are applied here, around scans without them
-    u32, dy = u.float(), grad_y.float()
-    dz = dD = u.new_empty(0)
-    if z is not None:
-        initial = saved[:, :, 0].movedim(0, 1).flatten(1, 2)[:, : A.shape[1]].mT
-        y, _, _ = forward(
-            u32, delta, A, B, C, D, None, delta_bias, delta_softplus, initial, seq_idx, shapes
-        )
-        dz = torch.ops.aten.silu_backward(y.mul_(dy), z.float()).to(z.dtype)
-        dy = dy * F.silu(z.float())
-    du, ddelta = torch.zeros_like(u32), torch.zeros_like(u32)
-    if D is not None:
-        dD = (dy * u32).sum((0, 1)).to(D.dtype)
-        du = dy * D.float()
-    parts = []
-    for i, n in enumerate(slices):
-        x = _lay_out(
-            u, delta, A[:, n], B[..., n], C[..., n], None, None, delta_bias, delta_softplus,
-            seq_idx, shapes,
-        )  # fmt: skip
-        last = None if grad_final is None else grad_final[..., n]
-        part = _backward_slice(x, dy, last, saved[i], torch.float32, torch.float32)
-        du += part[0]
-        ddelta += part[1]
-        parts.append(part[2:])
-    dA, dB, dC, _, _, dbias, dstate = zip(*parts, strict=True)
-    dA, dB, dC, dstate = (torch.cat(p, -1) for p in (dA, dB, dC, dstate))
-    dbias = torch.stack(dbias).sum(0)
-    return du.to(u.dtype), ddelta.to(delta.dtype), dA, dB, dC, dD, dz, dbias, dstate
+    dz = nothing if x.dtypes["z"] is None else x.rows(x.dtypes["z"])
+    parts = _room_for_channel_sums(x, x.shapes.states)
+    x.launch(states_kernel, x.shapes.states, states=states_BKND, dz=dz, dC=parts, **shared)
+    dC = _add_blocks(x, parts, x.dtypes["C"])
+    del parts
+
+    exits_BKND = torch.empty_like(states_BKND)
+    exits_BKND[:, -1] = 0.0
+    if grad_final is not None:
+        exits_BKND[:, -1, : x.n] = grad_final.mT
+    _fill_borders(x, exits_BKND, dy, adjoint=True)
+    du, ddelta = x.rows(u.dtype), x.rows(delta.dtype)
+    parts = _room_for_channel_sums(x, x.shapes.adjoint)
+    dskip, dbias = (x.empty(x.batch * x.chunks, x.channels) for _ in range(2))
+    grad_initial = x.empty(x.batch, x.n_padded, x.channels)
+    x.launch(
+        adjoint_kernel, x.shapes.adjoint,
+        exits=exits_BKND, du=du, ddelta=ddelta, dB=parts,
+        dskip=dskip, dbias=dbias, grad_initial=grad_initial, **shared,
+    )  # fmt: skip
+    dB = _add_blocks(x, parts, x.dtypes["B"])
+    dA = dA.sum((0, 1))[: x.n].mT.to(x.dtypes["A"])
+    dD, d_bias = (
+        nothing if x.dtypes[name] is None else part.sum(0).to(x.dtypes[name])
+        for name, part in (("D", dskip), ("delta_bias", dbias))
+    )
+    dstate = grad_initial[:, : x.n].mT.contiguous()
+    return du, ddelta, dA.contiguous(), dB, dC, dD, dz, d_bias, dstate
 
 
-# --- one slice of the state ---------------------------------------------------------------------
+# --- layout and launches ------------------------------------------------------------------------
 
 
 @dataclass
 class _Scan:
-    """One slice, laid out for the kernels: their arguments by name, and what the results need."""
+    """One scan, laid out for the kernels: their arguments by name, and what the results need."""
 
     arguments: dict[str, Any]
     shapes: Tuning
@@ -239,64 +246,6 @@ def _lay_out(
     return _Scan(arguments, shapes, batch, length, channels, groups, chunks, n, n_padded, dtypes)
 
 
-def _forward_slice(x: _Scan, states_BKND: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """y and the last state; writes the states before the second and later chunks."""
-    y, final_BND = x.rows(dtype), x.empty(x.batch, x.n_padded, x.channels)
-    _fill_borders(x, states_BKND, x.arguments["u"], adjoint=False)
-    x.launch(scan_kernel, x.shapes.scan, y=y, states=states_BKND, final=final_BND)
-    return y, final_BND[:, : x.n].mT.contiguous()
-
-
-def _backward_slice(
-    x: _Scan,
-    grad_y: Tensor,
-    grad_final: Tensor | None,
-    states_BKND: Tensor,
-    u_dtype: torch.dtype,
-    delta_dtype: torch.dtype,
-) -> tuple[Tensor, ...]:
-    """As `backward`, du and ddelta in the dtypes given."""
-    dy = _rows(grad_y)
-    rows = {"grad_y": dy, "dy_batch": dy.stride(0), "dy_row": dy.stride(1)}
-    spans, nothing = triton.cdiv(x.length, SPAN), x.empty(0)
-    dA = x.empty(x.batch, x.chunks, x.n_padded, x.channels)
-    shared = rows | {
-        "P": x.rows(torch.float32),
-        "dA": dA,
-        "span_states": x.empty(x.batch, spans, x.n_padded, x.channels),
-        "span_steps": x.empty(x.batch, spans, x.channels),
-    }
-
-    dz = nothing if x.dtypes["z"] is None else x.rows(x.dtypes["z"])
-    parts = _room_for_channel_sums(x, x.shapes.states)
-    x.launch(states_kernel, x.shapes.states, states=states_BKND, dz=dz, dC=parts, **shared)
-    dC = _add_blocks(x, parts, x.dtypes["C"])
-    del parts
-
-    exits_BKND = torch.empty_like(states_BKND)
-    exits_BKND[:, -1] = 0.0
-    if grad_final is not None:
-        exits_BKND[:, -1, : x.n] = grad_final.mT
-    _fill_borders(x, exits_BKND, dy, adjoint=True)
-    du, ddelta = x.rows(u_dtype), x.rows(delta_dtype)
-    parts = _room_for_channel_sums(x, x.shapes.adjoint)
-    dskip, dbias = (x.empty(x.batch * x.chunks, x.channels) for _ in range(2))
-    grad_initial = x.empty(x.batch, x.n_padded, x.channels)
-    x.launch(
-        adjoint_kernel, x.shapes.adjoint,
-        exits=exits_BKND, du=du, ddelta=ddelta, dB=parts,
-        dskip=dskip, dbias=dbias, grad_initial=grad_initial, **shared,
-    )  # fmt: skip
-    dB = _add_blocks(x, parts, x.dtypes["B"])
-    dA = dA.sum((0, 1))[: x.n].mT.to(x.dtypes["A"])
-    dD, d_bias = (
-        nothing if x.dtypes[name] is None else part.sum(0).to(x.dtypes[name])
-        for name, part in (("D", dskip), ("delta_bias", dbias))
-    )
-    dstate = grad_initial[:, : x.n].mT.contiguous()
-    return du, ddelta, dA.contiguous(), dB, dC, dD, dz, d_bias, dstate
-
-
 def _fill_borders(x: _Scan, borders_BKND: Tensor, dy: Tensor, adjoint: bool) -> None:
     """The states before the chunks, from the first of them; the adjoints after, from the last."""
     if x.chunks == 1:
@@ -324,10 +273,6 @@ def _add_blocks(x: _Scan, parts: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 # --- shapes -------------------------------------------------------------------------------------
-
-
-def _slices(A: Tensor) -> list[slice]:
-    return [slice(n, n + SLICE) for n in range(0, A.shape[1], SLICE)]
 
 
 def _padded(n: int) -> int:

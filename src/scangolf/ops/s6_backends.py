@@ -1,0 +1,95 @@
+"""Which backend runs a selective scan: the one that was named, or the fastest that can.
+
+A backend has `forward`, `backward` and `saved_shape` as in ops/s6_chunked.py. Modules of kernels
+have `why_not` and LARGEST_STATE, too; they are imported where they are asked for, not before.
+"""
+
+from functools import cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from scangolf.ops import s6_chunked
+from scangolf.ops.s6_slices import Sliced
+
+Backend = Literal["auto", "cuda", "triton", "reference"]
+KERNELS = ("cuda", "triton")  # the faster first
+
+
+def check_name(backend: str) -> None:
+    """Raises ValueError unless this is the name of a backend."""
+    if backend not in get_args(Backend):
+        *names, last = map(repr, get_args(Backend))
+        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
+
+
+def choose_backend(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str:
+    """The backend that runs: "cuda", "triton" or "reference".
+
+    The same inputs give the same answer, so that the backward pass finds what the forward pass
+    took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
+    is not there: fake ones, of which only shapes are asked.
+
+    Args:
+        backend: any of the names of `Backend`.
+        u: [batch, length, channels].
+        A: [channels, state].
+        B: [batch, length, groups, state].
+
+    Raises:
+        ValueError: no such backend, or the one that was named cannot take the inputs.
+    """
+    check_name(backend)
+    if backend == "reference" or u.numel() == 0 or A.numel() == 0:
+        return "reference"
+    if u.is_cuda and not torch.cuda.is_available():
+        return "reference"
+    if backend == "auto":
+        able = (name for name in KERNELS if u.is_cuda and why_not(name, u, A, B) is None)
+        return next(able, "reference")
+    reason = why_not(backend, u, A, B)
+    if reason is not None:
+        raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
+    return backend
+
+
+def why_not(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str | None:
+    """What keeps a backend from the inputs; None if nothing does. Shapes as in choose_backend."""
+    if backend == "reference":
+        return None
+    if u.dtype == torch.float64:
+        return "they compute in float32, u is float64"
+    try:
+        kernels = _kernels(backend)
+    except ImportError as error:
+        return f"they need {error.name}, which is not installed"
+    return kernels.why_not(u, A, B)
+
+
+def implementation(backend: str, u: Tensor, A: Tensor, B: Tensor) -> Any:
+    """The `forward`, `backward` and `saved_shape` that run; all else as in `choose_backend`."""
+    chosen = choose_backend(backend, u, A, B)
+    return s6_chunked if chosen == "reference" else _kernels(chosen)
+
+
+def saved_shape(backend: str, u: Tensor, A: Tensor, B: Tensor) -> tuple[int, ...]:
+    """Shape of what `forward` saves for `backward`, of tensors without data, too.
+
+    Batch and length may be symbolic. Channels, groups and state become plain numbers for a GPU: a
+    graph that is compiled with these as symbols is compiled again where they change.
+    """
+    if u.is_cuda:
+        u = u.new_empty(*u.shape[:2], int(u.shape[2]))
+        A = A.new_empty(*map(int, A.shape))
+        B = B.new_empty(*B.shape[:2], *map(int, B.shape[2:]))
+    return implementation(backend, u, A, B).saved_shape(u, A, B)
+
+
+@cache
+def _kernels(backend: str) -> Sliced:
+    if backend == "cuda":
+        from scangolf.ops import s6_cuda as kernels
+    else:
+        from scangolf.ops import s6_triton as kernels
+    return Sliced(kernels)
