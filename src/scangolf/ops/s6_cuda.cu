@@ -4,8 +4,15 @@
 //     d = softplus(delta + bias)    x = d u    a = exp2(d A), A scaled by log2(e)
 //     h_t = a_t h_{t-1} + x_t B_t              y_t = (sum_n C_t h_t + D u_t) silu(z_t)
 //
-// A lane owns a channel and STATES numbers of its state; a warp, 32 channels. Rows of u, delta, z
-// and grad_y come by asynchronous copies into shared memory, tiles of ROWS steps, each warp its own.
+// A block has RUNS times 32 channels of one sequence, and two kinds of warps. Four scanning warps do
+// the recurrence and nothing else: a lane has a channel and STATES numbers of its state, which is
+// split over SPLIT warps so that few channels fill the GPU, too. While they go through a tile of ROWS
+// steps, four helping warps prepare the next (copies, step sizes, inputs) and finish the one before
+// (sums over the split, gates, stores). One barrier a tile; all that they share is in shared memory.
+//
+// In the scanning loops a group of UNROLL steps loads first and stores last: shared memory is one
+// array to the compiler, which would not move a load across a store.
+//
 // B and C of a tile are widened to float32 once for the block; every lane reads the same address.
 // A restart is an addend of -inf to the exponent.
 //
@@ -45,22 +52,26 @@ struct Arguments {
     const io *B, *C;
     const float *A, *bias, *skip, *initial, *grad_final;
     const int *seq;
-    io *y, *dz, *du, *ddelta, *P;
+    io *y, *dz, *ddelta, *P;                        // P: in the end, du
     float *final, *states;                          // [b, d, n]; [b, k, n, d], before each chunk
     float *dB, *dC, *dA;                            // [b, block, t, n] twice; [b, k, n, d]
-    float *span_states, *span_steps;                // [b, span, n, d]; [b, span, d]
+    float *span_states, *span_sums;                 // [b, span, n, d]; [b, span, 2, d]
     float *entries, *decays, *exits;                // [b, k, n, d]: of the adjoint
     float *dskip, *dbias, *grad_initial;            // [b, k, d] twice; [b, d, n]
-    long long u_batch, u_row, delta_batch, delta_row, z_batch, z_row, dy_batch, dy_row;
-    long long B_batch, B_row, B_group, C_batch, C_row, C_group;
+    long long u_batch, delta_batch, z_batch, dy_batch, B_batch, B_group, C_batch, C_group;
+    int u_row, delta_row, z_row, dy_row, B_row, C_row;
     int length, channels, per_group, n, chunks, chunk_length, blocks, group_blocks;
 };
 
-constexpr int THREADS = WARPS * 32;
-constexpr int LOADERS = HELPERS ? HELPERS * 32 : THREADS;               // threads that copy
-constexpr int UNROLLED = UNROLL;                    // pragmas know no macros
-constexpr int TOTAL = SPLIT * STATES;               // states of a block
-constexpr int WIDTH = 2 * TOTAL + 4;                // of a row of weights: B, C, restart
+constexpr int WARPS = 4, HELPERS = 32 * WARPS;          // scanning warps; helping threads, as many
+constexpr int RUNS = WARPS / SPLIT, CHANNELS = 32 * RUNS;
+constexpr int TOTAL = SPLIT * STATES;                   // states of a block
+constexpr int WIDTH = 2 * TOTAL + 4;                    // of a row of weights: B, C, restart
+constexpr int OWN = ROWS / SPLIT;                       // rows of a tile that a helping warp prepares
+constexpr int TOGETHER = OWN < 8 ? OWN : 8;             // of these at a time
+constexpr int TILE = ROWS * CHANNELS, STEPS = RUNS * ROWS * 32, PARTS = WARPS * ROWS * 32;
+constexpr int AHEAD = STAGES - 3;                       // tiles whose copies are under way
+constexpr int UNROLLED = UNROLL;                        // pragmas know no macros
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
 // --- arithmetic -------------------------------------------------------------------------------
@@ -103,88 +114,72 @@ __device__ __forceinline__ float step_size(io delta, float bias, bool there, flo
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // A barrier of the helpers alone.
-__device__ __forceinline__ void helpers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(HELPERS * 32) : "memory"); }
+__device__ __forceinline__ void helpers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(HELPERS) : "memory"); }
 
 template <int PENDING> __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
-// COUNT rows of WIDE channels, by THREADS_ consecutive threads; zeros where there are none.
-template <int COUNT, int WIDE, int SHARERS>
-__device__ __forceinline__ void copy_tile(io *to, const io *from, long long row, int rows, int channels) {
-    constexpr int VECTOR = 16 / sizeof(io), A_ROW = WIDE / VECTOR, ALL = COUNT * A_ROW;
-#pragma unroll
-    for (int j = 0; j < ALL; j += SHARERS) {
-        int i = j + threadIdx.x % SHARERS, r = i / A_ROW, c = i % A_ROW * VECTOR;
-        bool there = r < rows && c < channels;
-        if (ALL % SHARERS == 0 || i < ALL) {
-            unsigned address = (unsigned)__cvta_generic_to_shared(to + r * WIDE + c);
-            const io *source = there ? from + r * row + c : from;
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source),
-                         "r"(there ? 16 : 0)
-                         : "memory");
-        }
-    }
+// 16 bytes into shared memory; zeros if they are not there.
+__device__ __forceinline__ void copy_16(io *to, const io *from, bool there) {
+    unsigned address = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
-// The way back for a warp's 32 channels; its lanes must have met after writing them.
-template <int COUNT, int WIDE>
+// The way back, for a helping warp's rows and channels; its lanes must have met after writing them.
 __device__ __forceinline__ void store_rows(io *to, const io *from, long long row, int rows, int channels) {
     constexpr int VECTOR = 16 / sizeof(io), A_ROW = 32 / VECTOR, AT_ONCE = 32 / A_ROW;
     int lane = threadIdx.x % 32, c = lane % A_ROW * VECTOR;
 #pragma unroll
-    for (int i = 0; i < COUNT; i += AT_ONCE) {
+    for (int i = 0; i < OWN; i += AT_ONCE) {
         int r = i + lane / A_ROW;
-        if ((COUNT % AT_ONCE == 0 || r < COUNT) && r < rows && c < channels)
-            *(float4 *)(to + r * row + c) = *(const float4 *)(from + r * WIDE + c);
+        if ((OWN % AT_ONCE == 0 || r < OWN) && r < rows && c < channels)
+            *(float4 *)(to + r * row + c) = *(const float4 *)(from + r * CHANNELS + c);
     }
 }
 
 // B, C and restarts of a tile: fetched into registers early, widened into shared memory late.
 struct Weights {
-    static constexpr int COLUMNS = 2 * TOTAL, NUMBERS = ROWS * COLUMNS, EACH = (NUMBERS + LOADERS - 1) / LOADERS;
-    static_assert(LOADERS % COLUMNS == 0, "a thread keeps to a column");
-    static __device__ __forceinline__ int me() { return threadIdx.x % LOADERS; }
+    static constexpr int COLUMNS = 2 * TOTAL, NUMBERS = ROWS * COLUMNS, EACH = (NUMBERS + HELPERS - 1) / HELPERS;
+    static_assert(HELPERS % COLUMNS == 0, "a thread keeps to a column");
+    static __device__ __forceinline__ int me() { return threadIdx.x % HELPERS; }
     const io *from;
-    const int *seq;
-    long long row;
-    int first, length;
-    bool there;
     io raw[EACH];
     float restart;
 
-    // At the tile that starts with step `t`.
-    __device__ __forceinline__ Weights(const Arguments &p, int b, int group, int t) {
-        int column = me() % COLUMNS, n = column % TOTAL;
-        bool is_B = column < TOTAL;
-        row = is_B ? p.B_row : p.C_row;
-        first = t, length = p.length, there = n < p.n;
-        from = (is_B ? p.B + b * p.B_batch + group * p.B_group : p.C + b * p.C_batch + group * p.C_group) + n +
-               (t + me() / COLUMNS) * row;
-        seq = HAS_SEQ ? p.seq + (long long)b * p.length : nullptr;
+    // At the tile that starts with step `first`.
+    __device__ __forceinline__ Weights(const Arguments &p, int b, int group, int first) {
+        int n = me() % COLUMNS % TOTAL;
+        from = (is_B() ? p.B + b * p.B_batch + group * p.B_group : p.C + b * p.C_batch + group * p.C_group) + n +
+               (long long)(first + me() / COLUMNS) * row(p);
     }
 
-    __device__ __forceinline__ void fetch(int by) {
+    static __device__ __forceinline__ bool is_B() { return me() % COLUMNS < TOTAL; }
+    static __device__ __forceinline__ int row(const Arguments &p) { return is_B() ? p.B_row : p.C_row; }
+
+    // Fetches the tile that starts with step `first` and goes on by `by` steps.
+    __device__ __forceinline__ void fetch(const Arguments &p, int b, int first, int by) {
         int t = first + me() / COLUMNS;
+        bool there = me() % COLUMNS % TOTAL < p.n && (NUMBERS % HELPERS == 0 || me() < NUMBERS);
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
-            int step = j * (LOADERS / COLUMNS);
-            bool valid = there && t + step >= 0 && t + step < length && (NUMBERS % LOADERS == 0 || me() < NUMBERS);
-            raw[j] = valid ? from[step * row] : io(0);
+            int step = j * (HELPERS / COLUMNS);
+            raw[j] = there && (unsigned)(t + step) < (unsigned)p.length ? from[(long long)step * row(p)] : io(0);
         }
         if (HAS_SEQ) {
+            const int *seq = p.seq + (long long)b * p.length;
             int at = first + me();
-            bool valid = me() < ROWS && at > 0 && at < length;
+            bool valid = me() < ROWS && at > 0 && at < p.length;
             restart = valid && seq[at] != seq[at - 1] ? __int_as_float(0xff800000) : 0.0f;
         }
-        from += by * row, first += by;
+        from += (long long)by * row(p);
     }
 
     __device__ __forceinline__ void put(float *weights) {
 #pragma unroll
         for (int j = 0; j < EACH; ++j) {
-            int at = (j * (LOADERS / COLUMNS) + me() / COLUMNS) * WIDTH + me() % COLUMNS;
-            if (NUMBERS % LOADERS == 0 || me() < NUMBERS) weights[at] = widen(raw[j]);
+            int at = (j * (HELPERS / COLUMNS) + me() / COLUMNS) * WIDTH + me() % COLUMNS;
+            if (NUMBERS % HELPERS == 0 || me() < NUMBERS) weights[at] = widen(raw[j]);
         }
         if (HAS_SEQ && me() < ROWS) weights[me() * WIDTH + 2 * TOTAL] = restart;
     }
@@ -201,16 +196,19 @@ __device__ __forceinline__ void get_4(float *to, const float *from) {
 
 // Sums STATES numbers of each lane over the four lanes of a quad, with matrix instructions, which
 // have nothing else to do here: as the left matrix four numbers a lane, as the right one a matrix
-// that says into which columns they go. Only the upper 10 bits of a mantissa count there; float32
-// is summed in two parts. `add_quads` sums the rest.
+// that says into which columns they go. 16 numbers, of one step or of several, fill the columns.
+// Only the upper 10 bits of a mantissa count there; float32 is summed in two parts. `add_quads`
+// sums the rest.
 struct ChannelSum {
-    static constexpr int A_STEP = WARPS * 8 * STATES + 16;              // floats; 16 against bank conflicts
-    unsigned even[STATES / 4], odd[STATES / 4];
+    static constexpr int TOGETHER = 16 / STATES;                        // steps
+    static constexpr int A_STEP = RUNS * 8 * TOTAL + 16;                // floats; 16 against bank conflicts
+    static constexpr int SIZE = ROWS * A_STEP;
+    unsigned even[4], odd[4];
 
     __device__ __forceinline__ ChannelSum() {
         int quad = threadIdx.x % 32 / 4;
 #pragma unroll
-        for (int i = 0; i < STATES / 4; ++i) {
+        for (int i = 0; i < 4; ++i) {
             even[i] = quad == 2 * i ? 0x3f800000u : 0u;
             odd[i] = quad == 2 * i + 1 ? 0x3f800000u : 0u;
         }
@@ -240,22 +238,34 @@ struct ChannelSum {
         }
     }
 
-    // Leaves a step's sums in shared memory: [WARPS, 8 quads, STATES].
+    // Leaves the sums of TOGETHER steps in shared memory, a step [RUNS, 8 quads, TOTAL].
     static __device__ __forceinline__ void put(float *step, const float4 &sums) {
-        int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-        if (STATES == 16 || lane % 4 < STATES / 4)
-            *(float4 *)(step + (warp * 8 + lane / 4) * STATES + lane % 4 * 4) = sums;
+        constexpr int EACH = STATES / 4;                                // lanes of a quad with the same step
+        int lane = threadIdx.x % 32, run = threadIdx.x / 32 / SPLIT, part = threadIdx.x / 32 % SPLIT, i = lane % 4;
+        *(float4 *)(step + i / EACH * A_STEP + (run * 8 + lane / 4) * TOTAL + part * STATES + i % EACH * 4) = sums;
     }
 
-    // Rows first .. of a [t, n] array, from what the block's warps left.
+    // Rows first .. of a [t, n] array, from what the warps left; by HELPERS threads, four of which
+    // share four numbers.
     static __device__ __forceinline__ void add_quads(float *to, const float *steps, int first, int end) {
+        constexpr int FOURS = TOTAL / 4, ALL = ROWS * TOTAL;
 #pragma unroll
-        for (int i = threadIdx.x; i < ROWS * STATES; i += THREADS) {
-            float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-            const float *from = steps + i / STATES * A_STEP + i % STATES;
+        for (int j = 0; j < ALL; j += HELPERS) {
+            int i = j + threadIdx.x % HELPERS, n = i % FOURS * 4, share = i / FOURS % 4, step = i / TOTAL;
+            if (ALL % HELPERS && i >= ALL) break;                       // whole warps: ALL is a multiple of 32
+            float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+            const float *from = steps + step * A_STEP + share * TOTAL + n;
 #pragma unroll
-            for (int j = 0; j < WARPS * 8; ++j) sum[j % 4] += from[j * STATES];
-            if (first + i / STATES < end) to[(long long)first * STATES + i] = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            for (int row = 0; row < RUNS * 8; row += 4) {
+                float4 part = *(const float4 *)(from + row * TOTAL);
+                sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
+            }
+            // halve the numbers, double what they are sums of, twice
+            bool low = share < 2, even = share % 2 == 0;
+            float x = (low ? sum.x : sum.z) + __shfl_xor_sync(~0u, low ? sum.z : sum.x, 2 * FOURS);
+            float y = (low ? sum.y : sum.w) + __shfl_xor_sync(~0u, low ? sum.w : sum.y, 2 * FOURS);
+            float z = (even ? x : y) + __shfl_xor_sync(~0u, even ? y : x, FOURS);
+            if (first + step < end) to[(long long)(first + step) * TOTAL + n + share] = z;
         }
     }
 };
@@ -263,94 +273,147 @@ struct ChannelSum {
 // --- where a thread works -----------------------------------------------------------------------
 
 struct Place {
-    int b, k, block, group, channel, channels, start, end;      // channels: how many of the warp's there are
+    int b, k, block, group, start, end;
+    int base, there;                                    // the block's first channel; how many there are
+    int run, part, lane, channel;                       // of a warp, scanning or helping; of a lane
     bool inside;
 
-    // `run`: which of the block's RUNS_ times 32 channels.
-    __device__ __forceinline__ Place(const Arguments &p, int run, int runs, bool chunked) {
-        int at = blockIdx.x, lane = threadIdx.x % 32;
+    __device__ __forceinline__ Place(const Arguments &p, bool chunked) {
+        int at = blockIdx.x, warp = threadIdx.x / 32 % WARPS;
+        lane = threadIdx.x % 32, run = warp / SPLIT, part = warp % SPLIT;
         block = at % p.blocks, at /= p.blocks;
         k = chunked ? at % p.chunks : 0, b = chunked ? at / p.chunks : at;
         start = k * p.chunk_length;
         end = chunked ? min(start + p.chunk_length, p.length) : p.length;
         group = block / p.group_blocks;
-        int base = (block % p.group_blocks * runs + run) * 32;
-        channels = p.per_group - base;
-        channel = group * p.per_group + base + lane;
-        inside = lane < channels;
+        int before = block % p.group_blocks * CHANNELS;
+        base = group * p.per_group + before, there = p.per_group - before;
+        channel = base + run * 32 + lane;
+        inside = run * 32 + lane < there;
     }
 
-    __device__ __forceinline__ int of_block() const { return channel - (int)threadIdx.x; }      // where run = warp
-    __device__ __forceinline__ int channels_of_block() const { return channels + (int)threadIdx.x / 32 * 32; }
-    __device__ __forceinline__ int first() const { return channel - (int)threadIdx.x % 32; }
-    __device__ __forceinline__ long long of_row(const Arguments &p, int t) const {
-        return ((long long)b * p.length + t) * p.channels + first();
+    __device__ __forceinline__ long long of_row(const Arguments &p, int t) const {      // the block's
+        return ((long long)b * p.length + t) * p.channels + base;
     }
-    __device__ __forceinline__ long long of_chunk(const Arguments &p) const {
-        return ((long long)b * p.chunks + k) * STATES * p.channels + channel;
+    __device__ __forceinline__ float *of_block(const Arguments &p, float *sums) const { // [b, block, t, n]
+        return sums + ((long long)b * p.blocks + block) * p.length * TOTAL;
     }
-    __device__ __forceinline__ long long span(const Arguments &p, int after) const {
+    __device__ __forceinline__ long long of_state(const Arguments &p) const {           // [b, d, n]
+        return ((long long)b * p.channels + channel) * p.n + part * STATES;
+    }
+    __device__ __forceinline__ long long of_chunk(const Arguments &p, int chunk) const {    // [b, k, n, d]
+        return (((long long)b * p.chunks + chunk) * TOTAL + part * STATES) * p.channels + channel;
+    }
+    __device__ __forceinline__ long long span(const Arguments &p, int after) const {    // that ends before `after`
         return (long long)b * ((p.length + SPAN - 1) / SPAN) + (after - 1) / SPAN;
     }
+    __device__ __forceinline__ bool ends_span(int after) const { return after % SPAN == 0 || after >= end; }
 };
 
-__device__ __forceinline__ void load_A(float (&A)[STATES], const Arguments &p, const Place &at, int first) {
+__device__ __forceinline__ void load_A(float (&A)[STATES], const Arguments &p, const Place &at) {
+#pragma unroll
+    for (int n = 0; n < STATES; ++n) {
+        bool there = at.inside && at.part * STATES + n < p.n;
+        A[n] = there ? LOG2_E * p.A[(long long)at.channel * p.n + at.part * STATES + n] : 0.0f;
+    }
+}
+
+// STATES numbers of a [b, d, n] array, zeros where there are none.
+__device__ __forceinline__ void load_state(float (&h)[STATES], const float *from, const Arguments &p, const Place &at) {
 #pragma unroll
     for (int n = 0; n < STATES; ++n)
-        A[n] = at.inside && first + n < p.n ? LOG2_E * p.A[(long long)at.channel * p.n + first + n] : 0.0f;
+        h[n] = from && at.inside && at.part * STATES + n < p.n ? from[at.of_state(p) + n] : 0.0f;
 }
+
+__device__ __forceinline__ void store_state(float *to, const float (&h)[STATES], const Arguments &p, const Place &at) {
+#pragma unroll
+    for (int n = 0; n < STATES; ++n)
+        if (at.inside && at.part * STATES + n < p.n) to[at.of_state(p) + n] = h[n];
+}
+
+// STATES rows of the lanes' channels.
+__device__ __forceinline__ void load_rows(float (&h)[STATES], const float *from, const Arguments &p, const Place &at) {
+#pragma unroll
+    for (int n = 0; n < STATES; ++n) h[n] = at.inside ? from[(long long)n * p.channels] : 0.0f;
+}
+
+__device__ __forceinline__ void store_rows_of_state(float *to, const float (&h)[STATES], const Arguments &p, const Place &at) {
+#pragma unroll
+    for (int n = 0; n < STATES; ++n)
+        if (at.inside) to[(long long)n * p.channels] = h[n];
+}
+
+// Rows of up to four tensors, a tensor a warp, so that a thread holds one pointer only.
+struct Source {
+    static constexpr int VECTOR = 16 / sizeof(io), A_ROW = CHANNELS / VECTOR, AT_ONCE = 32 / A_ROW;
+    const io *from;                                                     // of the lane, in the next tile
+    int row;
+
+    static __device__ __forceinline__ int which() { return threadIdx.x / 32 % WARPS; }
+    static __device__ __forceinline__ int lane_row() { return threadIdx.x % 32 / A_ROW; }
+    static __device__ __forceinline__ int lane_channel() { return threadIdx.x % 32 % A_ROW * VECTOR; }
+
+    __device__ __forceinline__ Source(const Arguments &p, const Place &at, int first) {
+        int i = which();
+        from = i == 0 ? p.u : i == 1 ? p.delta : i == 2 ? p.z : p.grad_y;
+        row = i == 0 ? p.u_row : i == 1 ? p.delta_row : i == 2 ? p.z_row : p.dy_row;
+        from += at.b * (i == 0 ? p.u_batch : i == 1 ? p.delta_batch : i == 2 ? p.z_batch : p.dy_batch);
+        from += at.base + lane_channel() + (long long)(first + lane_row()) * row;
+    }
+
+    // A tile into [u delta z grad_y, ROWS, CHANNELS], of which `rows` are there; then on by `by` steps.
+    __device__ __forceinline__ void copy(io *to, int rows, int by, const Place &at) {
+        if (HAS_Z || which() != 2) {
+            int left = (lane_channel() < at.there ? rows : 0) - lane_row();
+            to += which() * TILE + lane_row() * CHANNELS + lane_channel();
+#pragma unroll
+            for (int i = 0; i < ROWS; i += AT_ONCE)
+                if (AT_ONCE <= ROWS || lane_row() < ROWS) {
+                    bool there = i < left;
+                    copy_16(to + i * CHANNELS, there ? from + (long long)i * row : from, there);
+                }
+        }
+        from += (long long)by * row;
+    }
+};
 
 // --- forward ------------------------------------------------------------------------------------
 
 #ifdef FORWARD
-// A block has two kinds of warps. Scanning warps do the recurrence and nothing else: RUNS times 32
-// channels, the states of a channel split over SPLIT warps so that few channels fill the GPU, too.
-// While they scan a tile, the HELPERS prepare the next (copies, step sizes, inputs) and finish the
-// one before (sum over the split, skip, gate). One barrier a tile.
-constexpr int RUNS = WARPS / SPLIT, CHANNELS = RUNS * 32, AHEAD = STAGES - 3;
-constexpr int STEPS = RUNS * ROWS * 32, PARTS = WARPS * ROWS * 32, TILE = ROWS * CHANNELS;
-
-extern "C" __global__ void __launch_bounds__((WARPS + HELPERS) * 32, BLOCKS)
-forward(const __grid_constant__ Arguments p) {
+extern "C" __global__ void __launch_bounds__(32 * WARPS + HELPERS, BLOCKS) forward(const __grid_constant__ Arguments p) {
+    constexpr int TENSORS = 3;
     extern __shared__ float4 shared[];
     float2 *steps = (float2 *)shared;                                   // [2, RUNS, ROWS, 32]: d, x
     float *weights = (float *)(steps + 2 * STEPS);                      // [2, ROWS, WIDTH]
-    float *parts = weights + 2 * ROWS * WIDTH;                          // [2, RUNS, SPLIT, ROWS, 32]
+    float *parts = weights + 2 * ROWS * WIDTH;                          // [2, RUNS, SPLIT, ROWS, 32]: of y
     io *rows = (io *)(parts + 2 * PARTS);                               // [STAGES, u delta z, ROWS, CHANNELS]
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tiles = (p.length + ROWS - 1) / ROWS;
+    Place at(p, false);
+    int tiles = (p.length + ROWS - 1) / ROWS;
 
-    if (warp < WARPS) {
-        int run = warp / SPLIT, part = warp % SPLIT;
-        Place at(p, run, RUNS, false);
+    if (threadIdx.x < 32 * WARPS) {
         float A[STATES], h[STATES];
-        load_A(A, p, at, part * STATES);
-        long long of_state = ((long long)at.b * p.channels + at.channel) * p.n + part * STATES;
-#pragma unroll
-        for (int n = 0; n < STATES; ++n)
-            h[n] = p.initial && at.inside && part * STATES + n < p.n ? p.initial[of_state + n] : 0.0f;
-        float *states = p.states + ((long long)at.b * p.chunks * TOTAL + part * STATES) * p.channels + at.channel;
+        load_A(A, p, at);
+        load_state(h, p.initial, p, at);
+        float *states = p.states + at.of_chunk(p, 0);
         int next_chunk = 0;
 
         for (int tile = 0; tile < tiles; ++tile) {
             __syncthreads();
             if (tile * ROWS == next_chunk) {
-                if (at.inside) {
-#pragma unroll
-                    for (int n = 0; n < STATES; ++n) states[(long long)n * p.channels] = h[n];
-                }
+                store_rows_of_state(states, h, p, at);
                 states += (long long)TOTAL * p.channels, next_chunk += p.chunk_length;
             }
-            const float2 *step = steps + (tile & 1) * STEPS + run * ROWS * 32 + lane;
-            const float *w = weights + (tile & 1) * ROWS * WIDTH + part * STATES;
-            float *sums = parts + (tile & 1) * PARTS + warp * ROWS * 32 + lane;
+            const float2 *step = steps + (tile & 1) * STEPS + at.run * ROWS * 32 + at.lane;
+            const float *w = weights + (tile & 1) * ROWS * WIDTH;
+            float *sums = parts + (tile & 1) * PARTS + threadIdx.x / 32 * ROWS * 32 + at.lane;
 #pragma unroll 1
-            for (int first = 0; first < ROWS; first += UNROLLED) {      // loads, then stores: the one cannot pass the other
+            for (int base = 0; base < ROWS; base += UNROLLED) {
                 float sum[UNROLLED];
 #pragma unroll
                 for (int i = 0; i < UNROLLED; ++i) {
-                    float2 s = step[(first + i) * 32];
-                    const float *B = w + (first + i) * WIDTH, *C = B + TOTAL;
-                    float restart = HAS_SEQ ? B[2 * TOTAL - part * STATES] : 0.0f;
+                    float2 s = step[(base + i) * 32];
+                    const float *B = w + (base + i) * WIDTH + at.part * STATES, *C = B + TOTAL;
+                    float restart = HAS_SEQ ? w[(base + i) * WIDTH + 2 * TOTAL] : 0.0f;
                     sum[i] = 0.0f;
 #pragma unroll
                     for (int m = 0; m < STATES; m += 4) {
@@ -365,101 +428,75 @@ forward(const __grid_constant__ Arguments p) {
                     }
                 }
 #pragma unroll
-                for (int i = 0; i < UNROLLED; ++i) sums[(first + i) * 32] = sum[i];
+                for (int i = 0; i < UNROLLED; ++i) sums[(base + i) * 32] = sum[i];
             }
         }
         __syncthreads();
-        if (at.inside) {
-#pragma unroll
-            for (int n = 0; n < STATES; ++n)
-                if (part * STATES + n < p.n) p.final[of_state + n] = h[n];
-        }
+        store_state(p.final, h, p, at);
     } else {
-        // a helper's rows: OWN of each of EACH runs
-        constexpr int EACH = RUNS > HELPERS ? RUNS / HELPERS : 1, SHARERS = HELPERS > RUNS ? HELPERS / RUNS : 1;
-        constexpr int OWN = ROWS / SHARERS, TOGETHER = OWN < 8 ? OWN : 8;
-        int helper = warp - WARPS, first_run = helper / SHARERS * EACH, first_row = helper % SHARERS * OWN;
-        Place at(p, 0, RUNS, false);                                    // channels: of the whole block
-        float bias[EACH], skip[EACH];
-#pragma unroll
-        for (int e = 0; e < EACH; ++e) {
-            int c = (first_run + e) * 32 + lane;
-            bias[e] = HAS_BIAS && c < at.channels ? p.bias[at.first() + c] : 0.0f;
-            skip[e] = HAS_SKIP && c < at.channels ? p.skip[at.first() + c] : 0.0f;
-        }
-        const io *u = p.u + at.b * p.u_batch + at.first(), *delta = p.delta + at.b * p.delta_batch + at.first();
-        const io *z = p.z + at.b * p.z_batch + at.first();
-        io *y = p.y + (long long)at.b * p.length * p.channels + at.first();
+        float bias = HAS_BIAS && at.inside ? p.bias[at.channel] : 0.0f;
+        float skip = HAS_SKIP && at.inside ? p.skip[at.channel] : 0.0f;
+        int first_row = at.part * OWN, mine = first_row * CHANNELS + at.run * 32 + at.lane;
+        Source source(p, at, 0);
         Weights next(p, at.b, at.group, 0);
 
         auto copy = [&](int tile) {
-            io *to = rows + tile % STAGES * 3 * TILE;
-            int t = tile * ROWS, left = p.length - t;
-            copy_tile<ROWS, CHANNELS, HELPERS * 32>(to, u + t * p.u_row, p.u_row, left, at.channels);
-            copy_tile<ROWS, CHANNELS, HELPERS * 32>(to + TILE, delta + t * p.delta_row, p.delta_row, left, at.channels);
-            if (HAS_Z) copy_tile<ROWS, CHANNELS, HELPERS * 32>(to + 2 * TILE, z + t * p.z_row, p.z_row, left, at.channels);
+            if (threadIdx.x / 32 % WARPS < TENSORS)
+                source.copy(rows + tile % STAGES * TENSORS * TILE, p.length - tile * ROWS, ROWS, at);
             copy_commit();
         };
         auto prepare = [&](int tile) {
-            const io *own = rows + tile % STAGES * 3 * TILE + first_row * CHANNELS + first_run * 32 + lane;
-            float2 *to = steps + (tile & 1) * STEPS + (first_run * ROWS + first_row) * 32 + lane;
-#pragma unroll
-            for (int e = 0; e < EACH; ++e) {
+            const io *own = rows + tile % STAGES * TENSORS * TILE + mine;
+            float2 *to = steps + (tile & 1) * STEPS + (at.run * ROWS + first_row) * 32 + at.lane;
 #pragma unroll 1
-                for (int first = 0; first < OWN; first += TOGETHER) {
-                    float2 step[TOGETHER];
+            for (int base = 0; base < OWN; base += TOGETHER) {
+                float2 step[TOGETHER];
 #pragma unroll
-                    for (int i = 0; i < TOGETHER; ++i) {
-                        bool there = tile * ROWS + first_row + first + i < p.length;
-                        const io *at_row = own + (first + i) * CHANNELS + e * 32;
-                        float slope, d = step_size(at_row[TILE], bias[e], there, slope);
-                        step[i] = {d, d * widen(at_row[0])};
-                    }
-#pragma unroll
-                    for (int i = 0; i < TOGETHER; ++i) to[(e * ROWS + first + i) * 32] = step[i];
+                for (int i = 0; i < TOGETHER; ++i) {
+                    const io *row = own + (base + i) * CHANNELS;
+                    float slope, d = step_size(row[TILE], bias, tile * ROWS + first_row + base + i < p.length, slope);
+                    step[i] = {d, d * widen(row[0])};
                 }
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) to[(base + i) * 32] = step[i];
             }
         };
         auto finish = [&](int tile) {
-            io *own = rows + tile % STAGES * 3 * TILE + first_row * CHANNELS + first_run * 32 + lane;
-            const float *sums = parts + (tile & 1) * PARTS + (first_run * SPLIT * ROWS + first_row) * 32 + lane;
-#pragma unroll
-            for (int e = 0; e < EACH; ++e) {
+            io *own = rows + tile % STAGES * TENSORS * TILE + mine;
+            const float *sums = parts + (tile & 1) * PARTS + (at.run * SPLIT * ROWS + first_row) * 32 + at.lane;
 #pragma unroll 1
-                for (int first = 0; first < OWN; first += TOGETHER) {
-                    float sum[TOGETHER];
+            for (int base = 0; base < OWN; base += TOGETHER) {
+                float y[TOGETHER];
 #pragma unroll
-                    for (int i = 0; i < TOGETHER; ++i) {
-                        const io *at_row = own + (first + i) * CHANNELS + e * 32;
-                        sum[i] = HAS_SKIP ? skip[e] * widen(at_row[0]) : 0.0f;
+                for (int i = 0; i < TOGETHER; ++i) {
+                    const io *row = own + (base + i) * CHANNELS;
+                    y[i] = HAS_SKIP ? skip * widen(row[0]) : 0.0f;
 #pragma unroll
-                        for (int s = 0; s < SPLIT; ++s) sum[i] += sums[((e * SPLIT + s) * ROWS + first + i) * 32];
-                        if (HAS_Z) {
-                            float z_t = widen(at_row[2 * TILE]);
-                            sum[i] *= z_t * sigmoid(z_t);
-                        }
+                    for (int s = 0; s < SPLIT; ++s) y[i] += sums[(s * ROWS + base + i) * 32];
+                    if (HAS_Z) {
+                        float z = widen(row[2 * TILE]);
+                        y[i] *= z * sigmoid(z);
                     }
-#pragma unroll
-                    for (int i = 0; i < TOGETHER; ++i) own[(first + i) * CHANNELS + e * 32] = narrow(sum[i]);
                 }
-                __syncwarp();
-                int t = tile * ROWS + first_row, c = (first_run + e) * 32;
-                store_rows<OWN, CHANNELS>(y + (long long)t * p.channels + c, own - lane + e * 32, p.channels,
-                                          p.length - t, at.channels - c);
+#pragma unroll
+                for (int i = 0; i < TOGETHER; ++i) own[(base + i) * CHANNELS] = narrow(y[i]);
             }
+            __syncwarp();
+            int t = tile * ROWS + first_row, c = at.run * 32;
+            store_rows(p.y + at.of_row(p, t) + c, own - at.lane, p.channels, p.length - t, at.there - c);
         };
 
         for (int tile = 0; tile <= AHEAD; ++tile) copy(tile);
         copy_wait<AHEAD>();
         helpers_meet();
-        next.fetch(ROWS);
+        next.fetch(p, at.b, 0, ROWS);
         prepare(0);
         next.put(weights);
         copy_wait<AHEAD - 1>();
         for (int tile = 0; tile < tiles; ++tile) {
             __syncthreads();
             copy(tile + 1 + AHEAD);
-            next.fetch(ROWS);
+            next.fetch(p, at.b, (tile + 1) * ROWS, ROWS);
             prepare(tile + 1);
             if (tile) finish(tile - 1);
             next.put(weights + ((tile + 1) & 1) * ROWS * WIDTH);
@@ -474,91 +511,99 @@ forward(const __grid_constant__ Arguments p) {
 // --- backward -----------------------------------------------------------------------------------
 
 #if defined(ALONG) || defined(AGAINST)
-constexpr int CHANNELS = WARPS * 32, TILE = ROWS * CHANNELS, PARTS = ROWS * ChannelSum::A_STEP;
+// Every warp does all there is to do for its 32 channels: preparing in separate warps, as in the
+// forward pass, costs more instructions here than it hides of their latency. Time is cut into chunks.
+//
+// The outputs of a tile take the place of its inputs in shared memory, to be stored in rows of 16 bytes.
+struct Own {                                                            // a warp's rows of its 32 channels
+    static constexpr int VECTOR = 16 / sizeof(io), A_ROW = 32 / VECTOR, AT_ONCE = 32 / A_ROW;
+    long long at;                                                       // of the lane, in a [b, t, d] tensor
 
-// Rows of u, delta, grad_y, z, a tensor a warp, so that a thread holds one pointer only.
-struct Rows {
-    const io *from;
-    long long row;
-
-    __device__ __forceinline__ Rows(const Arguments &p, const Place &at) {
-        static_assert(WARPS == 4, "a warp for each of four tensors");
-        int warp = threadIdx.x / 32;
-        from = warp == 0 ? p.u : warp == 1 ? p.delta : warp == 2 ? p.grad_y : p.z;
-        row = warp == 0 ? p.u_row : warp == 1 ? p.delta_row : warp == 2 ? p.dy_row : p.z_row;
-        long long batch = warp == 0 ? p.u_batch : warp == 1 ? p.delta_batch : warp == 2 ? p.dy_batch : p.z_batch;
-        from += at.b * batch + at.of_block();
+    static __device__ __forceinline__ int lane_row() { return threadIdx.x % 32 / A_ROW; }
+    static __device__ __forceinline__ int lane_channel() {
+        return threadIdx.x / 32 * 32 + threadIdx.x % 32 % A_ROW * VECTOR;
+    }
+    static __device__ __forceinline__ int in_tile() { return lane_row() * CHANNELS + lane_channel(); }
+    static __device__ __forceinline__ int left(const Place &at, int rows) {
+        return (lane_channel() < at.there ? rows : 0) - lane_row();
     }
 
-    __device__ __forceinline__ void copy(io *to, int first, const Place &at) const {
-        int warp = threadIdx.x / 32;
-        if (HAS_Z || warp < 3)
-            copy_tile<ROWS, CHANNELS, 32>(to + warp * TILE, from + first * row, row, at.end - first, at.channels_of_block());
+    __device__ __forceinline__ Own(const Arguments &p, const Place &place, int first) {
+        at = place.of_row(p, first + lane_row()) + lane_channel();
     }
+    __device__ __forceinline__ void copy(io *tile, const io *from, const Arguments &p, int left) const {
+#pragma unroll
+        for (int i = 0; i < ROWS; i += AT_ONCE) {
+            const io *source = from + at + (long long)i * p.channels;
+            copy_16(tile + in_tile() + i * CHANNELS, i < left ? source : from, i < left);
+        }
+    }
+    __device__ __forceinline__ void store(io *to, const io *tile, const Arguments &p, int left) const {
+#pragma unroll
+        for (int i = 0; i < ROWS; i += AT_ONCE)
+            if (i < left) *(float4 *)(to + at + (long long)i * p.channels) = *(const float4 *)(tile + in_tile() + i * CHANNELS);
+    }
+    __device__ __forceinline__ void advance(const Arguments &p, int steps) { at += (long long)steps * p.channels; }
 };
 #endif
 
 #ifdef ALONG
-// Along time: dz, dC, P, a share of dA; h, the sum of steps and what was rounded off P at the end of
-// every span; and, where there are chunks, what a chunk adds to the adjoint before it, and its decay.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) along(const __grid_constant__ Arguments p) {
+// Along time: dz, dC, P, a share of dA; at the end of every span h, the sum of steps and what was
+// rounded off P; and, where there are chunks, what one adds to the adjoint before it, and its decay.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) along(const __grid_constant__ Arguments p) {
     constexpr int TENSORS = 4;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Place at(p, warp, WARPS, true);
-
     extern __shared__ float4 shared[];
     float *weights = (float *)shared;                                   // [2, ROWS, WIDTH]
-    float *parts = weights + 2 * ROWS * WIDTH;                          // [2, ROWS, A_STEP]
-    io *rows = (io *)(parts + 2 * PARTS);                               // [2, u delta grad_y z, ROWS, CHANNELS]
+    float *quads = weights + 2 * ROWS * WIDTH;                          // [2, ROWS, A_STEP]: of dC
+    io *rows = (io *)(quads + 2 * ChannelSum::SIZE);                    // [2, u delta z grad_y, ROWS, CHANNELS]
+    Place at(p, true);
 
-    float A[STATES], h[STATES], dA[STATES], entry[STATES], decay[STATES];
-    load_A(A, p, at, 0);
+    float A[STATES], h[STATES], dA[STATES], entry[STATES], decay[STATES], S = 0.0f, left_over = 0.0f;
+    load_A(A, p, at);
+    load_rows(h, p.states + at.of_chunk(p, at.k), p, at);
 #pragma unroll
-    for (int n = 0; n < STATES; ++n) {
-        h[n] = at.inside ? p.states[at.of_chunk(p) + (long long)n * p.channels] : 0.0f;
-        dA[n] = 0.0f, entry[n] = 0.0f, decay[n] = 1.0f;
-    }
+    for (int n = 0; n < STATES; ++n) dA[n] = 0.0f, entry[n] = 0.0f, decay[n] = 1.0f;
     float bias = HAS_BIAS && at.inside ? p.bias[at.channel] : 0.0f;
     float skip = HAS_SKIP && at.inside ? p.skip[at.channel] : 0.0f;
-    float *dC = p.dC + ((long long)at.b * p.blocks + at.block) * p.length * STATES;
 
-    Rows source(p, at);
-    source.copy(rows, at.start, at);
-    copy_commit();
+    Source source(p, at, at.start);
+    Own own(p, at, at.start);
     Weights next(p, at.b, at.group, at.start);
-    next.fetch(ROWS);
+    source.copy(rows, at.end - at.start, ROWS, at);
+    copy_commit();
+    next.fetch(p, at.b, at.start, ROWS);
     next.put(weights);
-    ChannelSum channel_sum;
-    float S = 0.0f, left_over = 0.0f;
+    ChannelSum over_channels;
 
     for (int first = at.start, odd = 0; first < at.end; first += ROWS, odd ^= 1) {
         copy_wait<0>();
         __syncthreads();
-        source.copy(rows + (odd ^ 1) * TENSORS * TILE, first + ROWS, at);
+        source.copy(rows + (odd ^ 1) * TENSORS * TILE, at.end - first - ROWS, ROWS, at);
         copy_commit();
-        next.fetch(ROWS);
-        if (first > at.start) ChannelSum::add_quads(dC, parts + (odd ^ 1) * PARTS, first - ROWS, at.end);
-        io *own = rows + odd * TENSORS * TILE + threadIdx.x;
+        next.fetch(p, at.b, first + ROWS, ROWS);
+        if (first > at.start) ChannelSum::add_quads(at.of_block(p, p.dC), quads + (odd ^ 1) * ChannelSum::SIZE, first - ROWS, at.end);
+        io *tile = rows + odd * TENSORS * TILE;
         const float *w = weights + odd * ROWS * WIDTH;
-        float *sums = parts + odd * PARTS;
+        float *channel_sums = quads + odd * ChannelSum::SIZE;
 #pragma unroll 1
-        for (int base = 0; base < ROWS; base += UNROLLED) {             // loads, then stores, as above
-            float d[UNROLLED], x[UNROLLED], dy[UNROLLED], dz_dy[UNROLLED], y[UNROLLED], sum[UNROLLED];
-            float4 over_channels[UNROLLED];
+        for (int base = 0; base < ROWS; base += UNROLLED) {
+            float d[UNROLLED], x[UNROLLED], dy[UNROLLED], dz_dy[UNROLLED], y[UNROLLED], P_dy[UNROLLED];
+            float4 dC_[UNROLLED / ChannelSum::TOGETHER];
+#pragma unroll
+            for (int i = 0; i < UNROLLED / ChannelSum::TOGETHER; ++i) dC_[i] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
             for (int i = 0; i < UNROLLED; ++i) {
-                const io *at_row = own + (base + i) * CHANNELS;
-                float slope, u_t = widen(at_row[0]);
-                d[i] = step_size(at_row[TILE], bias, first + base + i < at.end, slope);
-                dy[i] = widen(at_row[2 * TILE]);
+                const io *row = tile + (base + i) * CHANNELS + threadIdx.x;
+                float slope, u = widen(row[0]);
+                d[i] = step_size(row[TILE], bias, first + base + i < at.end, slope);
+                dy[i] = widen(row[3 * TILE]), dz_dy[i] = 0.0f;
                 if (HAS_Z) {
-                    float z_t = widen(at_row[3 * TILE]), s = sigmoid(z_t);
-                    dz_dy[i] = dy[i] * s * fmaf(z_t, 1.0f - s, 1.0f);
-                    dy[i] *= z_t * s;
+                    float z = widen(row[2 * TILE]), s = sigmoid(z);
+                    dz_dy[i] = dy[i] * s * fmaf(z, 1.0f - s, 1.0f);
+                    dy[i] *= z * s;
                 }
-                x[i] = d[i] * u_t;
-                y[i] = HAS_SKIP ? skip * u_t : 0.0f, sum[i] = 0.0f;
-                over_channels[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+                x[i] = d[i] * u;
+                y[i] = HAS_SKIP ? skip * u : 0.0f, P_dy[i] = 0.0f;
             }
 #pragma unroll
             for (int i = 0; i < UNROLLED; ++i) {
@@ -576,7 +621,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) along(const __grid
                         float a = exp2_(HAS_SEQ ? fmaf(d[i], A[n], restart) : d[i] * A[n]);
                         float decayed = a * h[n], seen = C_[j] * decayed;
                         h[n] = fmaf(x[i], B_[j], decayed);
-                        sum[i] = fmaf(A[n], seen, sum[i]);
+                        P_dy[i] = fmaf(A[n], seen, P_dy[i]);
                         dA[n] = fmaf(S_dy, seen, dA[n]);
                         if (HAS_Z) y[i] = fmaf(C_[j], h[n], y[i]);
                         v[j] = dy[i] * h[n];
@@ -585,55 +630,51 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) along(const __grid
                             entry[n] = fmaf(decay[n], C_[j] * dy[i], entry[n]);
                         }
                     }
-                    channel_sum.add(over_channels[i], m / 4, v);
+                    over_channels.add(dC_[i / ChannelSum::TOGETHER], i % ChannelSum::TOGETHER * (STATES / 4) + m / 4, v);
                 }
             }
 #pragma unroll
             for (int i = 0; i < UNROLLED; ++i) {
-                ChannelSum::put(sums + (base + i) * ChannelSum::A_STEP, over_channels[i]);
-                // what is rounded off goes into the next step's P: sums of P stay exact to one rounding
-                float exact = fmaf(dy[i], sum[i], left_over);
-                io rounded = narrow(exact);
-                left_over = exact - widen(rounded);
-                own[(base + i) * CHANNELS] = rounded;
-                if (HAS_Z) own[TILE + (base + i) * CHANNELS] = narrow(dz_dy[i] * y[i]);
+                // what is rounded off goes into the next P: sums of P stay exact to one rounding
+                float exact = fmaf(dy[i], P_dy[i], left_over);
+                io P = narrow(exact);
+                left_over = exact - widen(P);
+                tile[(base + i) * CHANNELS + threadIdx.x] = P;
+                if (HAS_Z) tile[TILE + (base + i) * CHANNELS + threadIdx.x] = narrow(dz_dy[i] * y[i]);
             }
+#pragma unroll
+            for (int i = 0; i < UNROLLED; i += ChannelSum::TOGETHER)
+                ChannelSum::put(channel_sums + (base + i) * ChannelSum::A_STEP, dC_[i / ChannelSum::TOGETHER]);
         }
         __syncwarp();
-        long long row = at.of_row(p, first);
-        store_rows<ROWS, CHANNELS>(p.P + row, own - lane, p.channels, at.end - first, at.channels);
-        if (HAS_Z) store_rows<ROWS, CHANNELS>(p.dz + row, own - lane + TILE, p.channels, at.end - first, at.channels);
+        int left = Own::left(at, at.end - first);
+        own.store(p.P, tile, p, left);
+        if (HAS_Z) own.store(p.dz, tile + TILE, p, left);
+        own.advance(p, ROWS);
         next.put(weights + (odd ^ 1) * ROWS * WIDTH);
-        int after = first + ROWS;
-        if ((after % SPAN == 0 || after >= at.end) && at.inside) {
-            long long span = at.span(p, after);
-            p.span_steps[2 * span * p.channels + at.channel] = S;
-            p.span_steps[(2 * span + 1) * p.channels + at.channel] = left_over;
-#pragma unroll
-            for (int n = 0; n < STATES; ++n)
-                p.span_states[(span * STATES + n) * p.channels + at.channel] = h[n];
+        if (at.ends_span(first + ROWS)) {
+            long long span = at.span(p, first + ROWS);
+            store_rows_of_state(p.span_states + span * TOTAL * p.channels + at.channel, h, p, at);
+            if (at.inside) {
+                p.span_sums[2 * span * p.channels + at.channel] = S;
+                p.span_sums[(2 * span + 1) * p.channels + at.channel] = left_over;
+            }
             S = 0.0f, left_over = 0.0f;
         }
     }
     __syncthreads();
-    int last = at.start + (at.end - at.start - 1) / ROWS * ROWS;
-    ChannelSum::add_quads(dC, parts + (last - at.start) / ROWS % 2 * PARTS, last, at.end);
-    if (at.inside) {
-        long long to = at.of_chunk(p);
-#pragma unroll
-        for (int n = 0; n < STATES; ++n) {
-            p.dA[to + (long long)n * p.channels] = dA[n];
-            if (CHUNKED) {
-                p.entries[to + (long long)n * p.channels] = entry[n];
-                p.decays[to + (long long)n * p.channels] = decay[n];
-            }
-        }
+    int tiles = (at.end - at.start + ROWS - 1) / ROWS;
+    ChannelSum::add_quads(at.of_block(p, p.dC), quads + (tiles - 1) % 2 * ChannelSum::SIZE, at.start + (tiles - 1) * ROWS, at.end);
+    store_rows_of_state(p.dA + at.of_chunk(p, at.k), dA, p, at);
+    if (CHUNKED) {
+        store_rows_of_state(p.entries + at.of_chunk(p, at.k), entry, p, at);
+        store_rows_of_state(p.decays + at.of_chunk(p, at.k), decay, p, at);
     }
 }
 
 // The adjoint after each chunk, from that after the last.
 extern "C" __global__ void carry(const __grid_constant__ Arguments p) {
-    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x, size = (long long)STATES * p.channels;
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x, size = (long long)TOTAL * p.channels;
     if (i >= size) return;
     int n = i / p.channels, channel = i % p.channels, b = blockIdx.y;
     long long of_final = ((long long)b * p.channels + channel) * p.n + n;
@@ -647,94 +688,86 @@ extern "C" __global__ void carry(const __grid_constant__ Arguments p) {
 #endif
 
 #ifdef AGAINST
-// Against time: du, ddelta, dB, the rest of dA, the sums over time of dD and dbias.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) against(const __grid_constant__ Arguments p) {
+// Against time: du (in place of P), ddelta, dB, the rest of dA, the sums over time of dD and dbias.
+extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const __grid_constant__ Arguments p) {
     constexpr int TENSORS = 5;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Place at(p, warp, WARPS, true);
-
     extern __shared__ float4 shared[];
     float *weights = (float *)shared;                                   // [2, ROWS, WIDTH]
-    float *parts = weights + 2 * ROWS * WIDTH;                          // [2, ROWS, A_STEP]
-    io *rows = (io *)(parts + 2 * PARTS);                               // [2, u delta grad_y z P, ROWS, CHANNELS]
+    float *quads = weights + 2 * ROWS * WIDTH;                          // [2, ROWS, A_STEP]: of dB
+    io *rows = (io *)(quads + 2 * ChannelSum::SIZE);                    // [2, u delta z grad_y P, ROWS, CHANNELS]
+    Place at(p, true);
+    int last = at.start + (at.end - at.start - 1) / ROWS * ROWS, odd = 0;
 
-    float A[STATES], g[STATES], dA[STATES];
-    load_A(A, p, at, 0);
-    long long of_state = ((long long)at.b * p.channels + at.channel) * p.n;
-#pragma unroll
-    for (int n = 0; n < STATES; ++n) {
-        long long of_chunk = at.of_chunk(p) + (long long)n * p.channels;
-        g[n] = 0.0f;
-        if (CHUNKED && at.inside) g[n] = p.exits[of_chunk];
-        if (!CHUNKED && at.inside && p.grad_final && n < p.n) g[n] = p.grad_final[of_state + n];
-        dA[n] = at.inside ? p.dA[of_chunk] : 0.0f;
-    }
+    float A[STATES], g[STATES], dA[STATES], dskip = 0.0f, dbias = 0.0f, S = 0.0f, W = 0.0f;
+    load_A(A, p, at);
+    if (CHUNKED) load_rows(g, p.exits + at.of_chunk(p, at.k), p, at);
+    else load_state(g, p.grad_final, p, at);
+    load_rows(dA, p.dA + at.of_chunk(p, at.k), p, at);
     float bias = HAS_BIAS && at.inside ? p.bias[at.channel] : 0.0f;
     float skip = HAS_SKIP && at.inside ? p.skip[at.channel] : 0.0f;
-    float dskip = 0.0f, dbias = 0.0f, S = 0.0f, W = 0.0f;
-    float *dB = p.dB + ((long long)at.b * p.blocks + at.block) * p.length * STATES;
 
-    Rows source(p, at);
+    Source source(p, at, last);
+    Own own(p, at, last);
+    Weights next(p, at.b, at.group, last);
     auto copy = [&](int first, int odd) {
         io *to = rows + odd * TENSORS * TILE;
         if (first >= at.start) {
-            source.copy(to, first, at);
-            copy_tile<ROWS, CHANNELS, THREADS>(to + 4 * TILE, p.P + at.of_row(p, first) - warp * 32, p.channels,
-                                               at.end - first, at.channels_of_block());
+            source.copy(to, at.end - first, -ROWS, at);
+            own.copy(to + 4 * TILE, p.P, p, Own::left(at, at.end - first));
         }
         copy_commit();
     };
-    int last = at.start + (at.end - at.start - 1) / ROWS * ROWS, odd = 0;
     copy(last, odd);
-    Weights next(p, at.b, at.group, last);
-    next.fetch(-ROWS);
+    own.advance(p, -ROWS);
+    next.fetch(p, at.b, last, -ROWS);
     next.put(weights);
-    ChannelSum channel_sum;
+    ChannelSum over_channels;
 
     for (int first = last; first >= at.start; first -= ROWS, odd ^= 1) {
         copy_wait<0>();
         __syncthreads();
         copy(first - ROWS, odd ^ 1);
-        next.fetch(-ROWS);
-        if (first < last) ChannelSum::add_quads(dB, parts + (odd ^ 1) * PARTS, first + ROWS, at.end);
-        if ((first + ROWS) % SPAN == 0 || first == last) {
+        next.fetch(p, at.b, first - ROWS, -ROWS);
+        if (first < last) ChannelSum::add_quads(at.of_block(p, p.dB), quads + (odd ^ 1) * ChannelSum::SIZE, first + ROWS, at.end);
+        if (at.ends_span(first + ROWS)) {
             long long span = at.span(p, first + ROWS);
-            S = at.inside ? p.span_steps[2 * span * p.channels + at.channel] : 0.0f;
-            W = at.inside ? p.span_steps[(2 * span + 1) * p.channels + at.channel] : 0.0f;
+            float h[STATES];
+            load_rows(h, p.span_states + span * TOTAL * p.channels + at.channel, p, at);
+            S = at.inside ? p.span_sums[2 * span * p.channels + at.channel] : 0.0f;
+            W = at.inside ? p.span_sums[(2 * span + 1) * p.channels + at.channel] : 0.0f;
 #pragma unroll
             for (int n = 0; n < STATES; ++n) {
-                float h = at.inside ? p.span_states[(span * STATES + n) * p.channels + at.channel] : 0.0f;
-                W = fmaf(A[n], g[n] * h, W);
-                dA[n] = fmaf(S, g[n] * h, dA[n]);
+                W = fmaf(A[n], g[n] * h[n], W);
+                dA[n] = fmaf(S, g[n] * h[n], dA[n]);
             }
         }
-        io *own = rows + odd * TENSORS * TILE + threadIdx.x;
+        io *tile = rows + odd * TENSORS * TILE;
         const float *w = weights + odd * ROWS * WIDTH;
-        float *sums = parts + odd * PARTS;
+        float *channel_sums = quads + odd * ChannelSum::SIZE;
 #pragma unroll 1
         for (int base = ROWS - UNROLLED; base >= 0; base -= UNROLLED) {
-            float d[UNROLLED], slope[UNROLLED], u_[UNROLLED], dy[UNROLLED], P[UNROLLED], sum[UNROLLED], dx[UNROLLED];
-            float restart[UNROLLED];
-            float4 over_channels[UNROLLED];
+            float d[UNROLLED], slope[UNROLLED], u[UNROLLED], dy[UNROLLED], P[UNROLLED], Q_x[UNROLLED], dx[UNROLLED];
+            float4 dB_[UNROLLED / ChannelSum::TOGETHER];
+#pragma unroll
+            for (int i = 0; i < UNROLLED / ChannelSum::TOGETHER; ++i) dB_[i] = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
             for (int i = UNROLLED - 1; i >= 0; --i) {
-                const io *at_row = own + (base + i) * CHANNELS;
-                u_[i] = widen(at_row[0]);
-                d[i] = step_size(at_row[TILE], bias, first + base + i < at.end, slope[i]);
-                dy[i] = widen(at_row[2 * TILE]);
+                const io *row = tile + (base + i) * CHANNELS + threadIdx.x;
+                u[i] = widen(row[0]);
+                d[i] = step_size(row[TILE], bias, first + base + i < at.end, slope[i]);
+                dy[i] = widen(row[3 * TILE]);
                 if (HAS_Z) {
-                    float z_t = widen(at_row[3 * TILE]);
-                    dy[i] *= z_t * sigmoid(z_t);
+                    float z = widen(row[2 * TILE]);
+                    dy[i] *= z * sigmoid(z);
                 }
-                P[i] = widen(at_row[4 * TILE]);
-                sum[i] = 0.0f, dx[i] = 0.0f;
-                over_channels[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+                P[i] = widen(row[4 * TILE]);
+                Q_x[i] = 0.0f, dx[i] = 0.0f;
             }
 #pragma unroll
             for (int i = UNROLLED - 1; i >= 0; --i) {
                 const float *B = w + (base + i) * WIDTH, *C = B + TOTAL;
-                restart[i] = HAS_SEQ ? B[2 * TOTAL] : 0.0f;
-                float x = d[i] * u_[i], S_x = S * x;
+                float restart = HAS_SEQ ? B[2 * TOTAL] : 0.0f;
+                float x = d[i] * u[i], S_x = S * x;
                 S -= d[i];
 #pragma unroll
                 for (int m = 0; m < STATES; m += 4) {
@@ -743,46 +776,46 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) against(const __gr
 #pragma unroll
                     for (int j = 0; j < 4; ++j) {
                         int n = m + j;
-                        float a = exp2_(HAS_SEQ ? fmaf(d[i], A[n], restart[i]) : d[i] * A[n]);
+                        float a = exp2_(HAS_SEQ ? fmaf(d[i], A[n], restart) : d[i] * A[n]);
                         float seen = B_[j] * g[n], whole = fmaf(C_[j], dy[i], g[n]);
-                        sum[i] = fmaf(A[n], seen, sum[i]);
+                        Q_x[i] = fmaf(A[n], seen, Q_x[i]);
                         dA[n] = fmaf(-S_x, seen, dA[n]);
                         dx[i] = fmaf(B_[j], whole, dx[i]);
                         g[n] = a * whole;
                         v[j] = x * whole;
                     }
-                    channel_sum.add(over_channels[i], m / 4, v);
+                    over_channels.add(dB_[i / ChannelSum::TOGETHER], i % ChannelSum::TOGETHER * (STATES / 4) + m / 4, v);
                 }
             }
 #pragma unroll
             for (int i = UNROLLED - 1; i >= 0; --i) {
-                ChannelSum::put(sums + (base + i) * ChannelSum::A_STEP, over_channels[i]);
-                W += fmaf(-d[i] * u_[i], sum[i], P[i]);
-                if (HAS_SEQ && restart[i] != 0.0f) W = 0.0f;
-                float dd = fmaf(W, LN_2, u_[i] * dx[i]) * slope[i], du_t = d[i] * dx[i];
-                if (HAS_SKIP) du_t = fmaf(skip, dy[i], du_t), dskip = fmaf(dy[i], u_[i], dskip);
+                W += fmaf(-d[i] * u[i], Q_x[i], P[i]);
+                float dd = fmaf(W, LN_2, u[i] * dx[i]) * slope[i], du = d[i] * dx[i];
+                if (HAS_SKIP) du = fmaf(skip, dy[i], du), dskip = fmaf(dy[i], u[i], dskip);
                 if (HAS_BIAS && first + base + i < at.end) dbias += dd;
-                own[(base + i) * CHANNELS] = narrow(du_t);
-                own[TILE + (base + i) * CHANNELS] = narrow(dd);
+                tile[(base + i) * CHANNELS + threadIdx.x] = narrow(du);
+                tile[TILE + (base + i) * CHANNELS + threadIdx.x] = narrow(dd);
             }
+#pragma unroll
+            for (int i = 0; i < UNROLLED; i += ChannelSum::TOGETHER)
+                ChannelSum::put(channel_sums + (base + i) * ChannelSum::A_STEP, dB_[i / ChannelSum::TOGETHER]);
         }
         __syncwarp();
-        long long row = at.of_row(p, first);
-        store_rows<ROWS, CHANNELS>(p.du + row, own - lane, p.channels, at.end - first, at.channels);
-        store_rows<ROWS, CHANNELS>(p.ddelta + row, own - lane + TILE, p.channels, at.end - first, at.channels);
+        int left = Own::left(at, at.end - first);
+        own.advance(p, ROWS);                                           // it is a tile ahead
+        own.store(p.P, tile, p, left);
+        own.store(p.ddelta, tile + TILE, p, left);
+        own.advance(p, -2 * ROWS);
         next.put(weights + (odd ^ 1) * ROWS * WIDTH);
     }
     __syncthreads();
-    ChannelSum::add_quads(dB, parts + (odd ^ 1) * PARTS, at.start, at.end);
+    ChannelSum::add_quads(at.of_block(p, p.dB), quads + (odd ^ 1) * ChannelSum::SIZE, at.start, at.end);
+    store_rows_of_state(p.dA + at.of_chunk(p, at.k), dA, p, at);
+    if (at.k == 0) store_state(p.grad_initial, g, p, at);
     if (at.inside) {
-        long long of_block = ((long long)at.b * p.chunks + at.k) * p.channels + at.channel;
-        if (HAS_SKIP) p.dskip[of_block] = dskip;
-        if (HAS_BIAS) p.dbias[of_block] = dbias;
-#pragma unroll
-        for (int n = 0; n < STATES; ++n) {
-            p.dA[at.of_chunk(p) + (long long)n * p.channels] = dA[n];
-            if (at.k == 0 && n < p.n) p.grad_initial[of_state + n] = g[n];
-        }
+        long long to = ((long long)at.b * p.chunks + at.k) * p.channels + at.channel;
+        if (HAS_SKIP) p.dskip[to] = dskip;
+        if (HAS_BIAS) p.dbias[to] = dbias;
     }
 }
 #endif

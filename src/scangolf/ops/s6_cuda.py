@@ -24,21 +24,26 @@ from scangolf.ops import nvrtc
 
 SOURCE = Path(__file__).with_suffix(".cu")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-WARPS = 4
-SPAN = 128  # steps over which the backward pass carries sums
+WARPS = 4  # of a block that scan; as many help
+SPAN = 256  # steps over which the backward pass carries sums
 LARGEST_STATE = 16
 
 
-class Tuning(NamedTuple):
-    """How the launches are cut."""
+class Cut(NamedTuple):
+    """How one kernel is cut."""
 
-    split: int  # warps that share the states of a channel, forward
+    split: int  # warps that share the states of a channel
+    rows: int  # steps of a tile
+    unroll: int  # steps that load together
+    blocks: int  # that share a multiprocessor
+    stages: int = 4  # tiles in shared memory
+
+
+class Tuning(NamedTuple):
+    forward: Cut
+    along: Cut
+    against: Cut
     chunks: int  # of a sequence, backward
-    helpers: int = 4  # warps of a block that prepare and finish tiles, forward
-    stages: int = 4  # tiles of rows in shared memory, forward
-    forward: tuple[int, int, int] = (8, 8, 3)  # steps of a tile, unrolled, blocks that share an SM
-    along: tuple[int, int, int] = (8, 2, 4)
-    against: tuple[int, int, int] = (8, 2, 4)
 
 
 def tuning(u: Tensor, A: Tensor, B: Tensor) -> Tuning:
@@ -50,13 +55,11 @@ def tuning(u: Tensor, A: Tensor, B: Tensor) -> Tuning:
     split = 1
     while split < min(WARPS, padded // 4) and runs * split < 6 * multiprocessors:
         split *= 2
+    forward = {1: Cut(1, 8, 8, 3), 2: Cut(2, 16, 8, 2), 4: Cut(4, 64, 16, 1)}[split]
     blocks = batch * groups * triton.cdiv(channels // groups, 32 * WARPS)
     chunks = min(max(4 * multiprocessors // blocks, 1), triton.cdiv(length, SPAN))
-    if split == 1:
-        return Tuning(1, chunks)
-    if split == 2:
-        return Tuning(2, chunks, 4, 4, (16, 8, 2))
-    return Tuning(4, chunks, 4, 4, (64, 16, 1))
+    back = Cut(1, 8, max(2, 16 // padded), 4)
+    return Tuning(forward, back, back, chunks)
 
 
 def why_not(u: Tensor, A: Tensor, B: Tensor) -> str | None:
@@ -104,13 +107,8 @@ def forward(
     final = scan.empty(scan.batch, scan.channels, scan.n)
     states = scan.empty(*saved_shape(u, A, B, shapes))
     initial = None if initial_state is None else initial_state.float().contiguous()
-    rows, runs = shapes.forward[0], WARPS // shapes.split
-    numbers = 2 * rows * (2 * scan.padded + 4) + 2 * (2 * runs + WARPS) * rows * 32
-    shared = 4 * numbers + shapes.stages * 3 * rows * runs * 32 * scan.dtype.itemsize
-    macros = {"HELPERS": shapes.helpers, "STAGES": shapes.stages, "CHUNKED": 0}
     scan.launch(
-        "forward", "FORWARD", shapes.split, False, shapes.forward, shared, macros,
-        y=y, final=final, states=states, initial=initial,
+        "forward", shapes.forward, y=y, final=final, states=states, initial=initial,
     )  # fmt: skip
     return y.to(u.dtype), final, states
 
@@ -140,41 +138,36 @@ def backward(
     spans = triton.cdiv(length, SPAN)
     dy = _rows(grad_y.to(scan.dtype))
     per_chunk = (batch, chunks, padded, channels)
-    given = None if grad_final is None else grad_final.float().contiguous()
-    P, dA = scan.rows(), scan.empty(*per_chunk)
-    shared: dict = {
-        "grad_y": dy, "dy_batch": dy.stride(0), "dy_row": dy.stride(1), "grad_final": given,
-        "P": P, "dA": dA,
+    P = scan.rows()
+    shared: dict[str, Tensor | int | None] = {
+        "grad_y": dy, "dy_batch": dy.stride(0), "dy_row": dy.stride(1), "P": P,
+        "grad_final": None if grad_final is None else grad_final.float().contiguous(),
+        "dA": (dA := scan.empty(*per_chunk)),
         "span_states": scan.empty(batch, spans, padded, channels),
-        "span_steps": scan.empty(batch, spans, 2, channels),
+        "span_sums": scan.empty(batch, spans, 2, channels),
     }  # fmt: skip
     if chunks > 1:
-        for name in ("entries", "decays", "exits"):
-            shared[name] = scan.empty(*per_chunk)
+        shared |= {name: scan.empty(*per_chunk) for name in ("entries", "decays", "exits")}
 
     dz = None if z is None else scan.rows()
-    parts = scan.empty(batch, scan.groups, scan.group_blocks(1), length, padded)
-    scan.launch(
-        "along", "ALONG", 1, True, shapes.along, scan.shared_backward(4, shapes.along), {},
-        states=saved, dz=dz, dC=parts, **shared,
-    )  # fmt: skip
+    parts = scan.room_for_blocks(shapes.along)
+    scan.launch("along", shapes.along, states=saved, dz=dz, dC=parts, **shared)
     dC = scan.add_blocks(parts, C.dtype)
     if chunks > 1:
         scan.carry(shapes.along, **shared)
 
-    du, ddelta = scan.rows(), scan.rows()
-    parts = scan.empty(batch, scan.groups, scan.group_blocks(1), length, padded)
+    ddelta = scan.rows()
+    parts = scan.room_for_blocks(shapes.against)
     dskip, dbias = (scan.empty(batch * chunks, channels) for _ in range(2))
     grad_initial = scan.empty(batch, channels, scan.n)
     scan.launch(
-        "against", "AGAINST", 1, True, shapes.against, scan.shared_backward(5, shapes.against), {},
-        du=du, ddelta=ddelta, dB=parts, dskip=dskip, dbias=dbias, grad_initial=grad_initial,
-        **shared,
+        "against", shapes.against,
+        ddelta=ddelta, dB=parts, dskip=dskip, dbias=dbias, grad_initial=grad_initial, **shared,
     )  # fmt: skip
     dB = scan.add_blocks(parts, B.dtype)
     nothing = scan.empty(0)
     return (
-        du.to(u.dtype),
+        P.to(u.dtype),  # the kernel has left du there
         ddelta.to(delta.dtype),
         dA.sum((0, 1))[: scan.n].mT.to(A.dtype).contiguous(),
         dB,
@@ -219,7 +212,7 @@ class _Scan:
             "chunks": self.chunks, "chunk_length": chunk_length,
         }  # fmt: skip
         self.macros = {
-            "IO": DTYPES[self.dtype], "WARPS": WARPS, "SPAN": SPAN,
+            "IO": DTYPES[self.dtype], "SPAN": SPAN,
             "HAS_Z": int(z is not None), "HAS_BIAS": int(delta_bias is not None),
             "HAS_SKIP": int(D is not None), "HAS_SEQ": int(seq_idx is not None),
             "SOFTPLUS": int(delta_softplus),
@@ -231,69 +224,70 @@ class _Scan:
     def rows(self) -> Tensor:
         return self.empty(self.batch, self.length, self.channels, dtype=self.dtype)
 
-    def group_blocks(self, split: int) -> int:
-        return triton.cdiv(self.channels // self.groups, 32 * WARPS // split)
+    def group_blocks(self, cut: Cut) -> int:
+        return triton.cdiv(self.channels // self.groups, 32 * WARPS // cut.split)
+
+    def room_for_blocks(self, cut: Cut) -> Tensor:
+        return self.empty(
+            self.batch, self.groups, self.group_blocks(cut), self.length, self.padded
+        )
 
     def add_blocks(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
         """The sums over all channels of a group, [B, L, G, N]."""
         return parts.sum(2).transpose(1, 2)[..., : self.n].to(dtype).contiguous()
 
-    def shared_backward(self, tensors: int, cut: tuple[int, int, int]) -> int:
-        """Bytes of shared memory of a block: weights, sums over channels, rows; two tiles each."""
-        rows = cut[0]
-        numbers = rows * (2 * self.padded + 4) + rows * (WARPS * 8 * self.padded + 16)
-        return 2 * (4 * numbers + WARPS * tensors * rows * 32 * self.dtype.itemsize)
+    def launch(self, name: str, cut: Cut, **given: Tensor | int | None) -> None:
+        kernel = self.kernel(name, cut, self.shared_memory(name, cut))
+        chunks = 1 if name == "forward" else self.chunks
+        blocks = self.batch * chunks * self.groups * self.group_blocks(cut)
+        with torch.cuda.device(self.device):
+            threads = 32 * WARPS * (2 if name == "forward" else 1)
+            kernel.launch((blocks, 1), threads, self.arguments(cut, given))
 
-    def arguments(self, split: int, given: dict) -> "_Arguments":
-        group_blocks = self.group_blocks(split)
+    def carry(self, cut: Cut, **given: Tensor | int | None) -> None:
+        kernel = self.kernel("carry", cut, 0)
+        grid = (triton.cdiv(self.padded * self.channels, 128), self.batch)
+        with torch.cuda.device(self.device):
+            kernel.launch(grid, 128, self.arguments(cut, given))
+
+    def kernel(self, name: str, cut: Cut, shared_memory: int) -> nvrtc.Kernel:
+        macros = self.macros | {
+            {"carry": "ALONG"}.get(name, name.upper()): 1,
+            "CHUNKED": int(self.chunks > 1 and name != "forward"),
+            "STATES": self.padded // cut.split, "SPLIT": cut.split,
+            "ROWS": cut.rows, "UNROLL": cut.unroll, "STAGES": cut.stages, "BLOCKS": cut.blocks,
+        }  # fmt: skip
+        with torch.cuda.device(self.device):
+            return nvrtc.kernel(SOURCE, name, macros, shared_memory)
+
+    def shared_memory(self, name: str, cut: Cut) -> int:
+        """Bytes of a block, as the kernels divide them up."""
+        runs, itemsize = WARPS // cut.split, self.dtype.itemsize
+        weights = 2 * (2 * self.padded + 4)
+        if name == "forward":
+            exchanged = 2 * 32 * (2 * runs + WARPS)
+            return cut.rows * (4 * (weights + exchanged) + cut.stages * 3 * 32 * runs * itemsize)
+        sums, tensors = 2 * (runs * 8 * self.padded + 16), {"along": 4, "against": 5}[name]
+        return cut.rows * (4 * (weights + sums) + 2 * tensors * 32 * runs * itemsize)
+
+    def arguments(self, cut: Cut, given: dict[str, Tensor | int | None]) -> "_Arguments":
+        group_blocks = self.group_blocks(cut)
         known = self.tensors | self.numbers | given
         known |= {"blocks": self.groups * group_blocks, "group_blocks": group_blocks}
         return _Arguments(
             **{k: v.data_ptr() if isinstance(v, Tensor) else v or 0 for k, v in known.items()}
         )
 
-    def launch(
-        self, name: str, part: str, split: int, chunked: bool, cut: tuple[int, int, int],
-        shared: int, macros: dict[str, int], **given: Tensor | int | None,
-    ) -> None:  # fmt: skip
-        kernel = self.kernel(name, part, split, cut, shared, macros)
-        programs = self.batch * self.groups * self.group_blocks(split)
-        with torch.cuda.device(self.device):
-            kernel.launch(
-                (programs * (self.chunks if chunked else 1), 1),
-                32 * (WARPS + macros.get("HELPERS", 0)),
-                self.arguments(split, given),
-            )
-
-    def carry(self, cut: tuple[int, int, int], **given: Tensor | int | None) -> None:
-        kernel = self.kernel("carry", "ALONG", 1, cut, 0, {})
-        with torch.cuda.device(self.device):
-            grid = (triton.cdiv(self.padded * self.channels, 128), self.batch)
-            kernel.launch(grid, 128, self.arguments(1, given))
-
-    def kernel(
-        self, name: str, part: str, split: int, cut: tuple[int, int, int], shared: int,
-        macros: dict[str, int],
-    ) -> nvrtc.Kernel:  # fmt: skip
-        rows, unroll, blocks = cut
-        defaults = {"HELPERS": 0, "STAGES": 0, "CHUNKED": int(self.chunks > 1)}
-        macros = self.macros | defaults | macros | {
-            part: 1, "SPLIT": split, "STATES": self.padded // split,
-            "ROWS": rows, "UNROLL": unroll, "BLOCKS": blocks,
-        }  # fmt: skip
-        with torch.cuda.device(self.device):
-            return nvrtc.kernel(SOURCE, name, macros, shared)
-
 
 _POINTERS = (
-    "u delta z grad_y B C A bias skip initial grad_final seq y dz du ddelta P final states dB dC dA"
-    " span_states span_steps entries decays exits dskip dbias grad_initial"
+    "u delta z grad_y B C A bias skip initial grad_final seq y dz ddelta P final states dB dC dA"
+    " span_states span_sums entries decays exits dskip dbias grad_initial"
 )
-_STRIDES = (
-    "u_batch u_row delta_batch delta_row z_batch z_row dy_batch dy_row"
-    " B_batch B_row B_group C_batch C_row C_group"
+_STRIDES = "u_batch delta_batch z_batch dy_batch B_batch B_group C_batch C_group"
+_SIZES = (
+    "u_row delta_row z_row dy_row B_row C_row"
+    " length channels per_group n chunks chunk_length blocks group_blocks"
 )
-_SIZES = "length channels per_group n chunks chunk_length blocks group_blocks"
 
 
 class _Arguments(ctypes.Structure):
