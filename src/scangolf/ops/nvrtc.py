@@ -56,7 +56,8 @@ def kernel(source: Path, name: str, macros: Mapping[str, int], shared_memory: in
 def available() -> bool:
     """Whether sources can be compiled here at all."""
     try:
-        _nvrtc(), _driver()
+        _nvrtc()
+        _driver()
     except RuntimeError:
         return False
     return True

@@ -70,7 +70,6 @@ constexpr int WIDTH = 2 * TOTAL + 4;                    // of a row of weights: 
 constexpr int OWN = ROWS / SPLIT;                       // rows of a tile that a helping warp prepares
 constexpr int TOGETHER = OWN < 8 ? OWN : 8;             // of these at a time
 constexpr int TILE = ROWS * CHANNELS, STEPS = RUNS * ROWS * 32, PARTS = WARPS * ROWS * 32;
-constexpr int AHEAD = STAGES - 3;                       // tiles whose copies are under way
 constexpr int UNROLLED = UNROLL;                        // pragmas know no macros
 constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
 
@@ -138,54 +137,6 @@ __device__ __forceinline__ void store_rows(io *to, const io *from, long long row
     }
 }
 
-// B, C and restarts of a tile: fetched into registers early, widened into shared memory late.
-struct Weights {
-    static constexpr int COLUMNS = 2 * TOTAL, NUMBERS = ROWS * COLUMNS, EACH = (NUMBERS + HELPERS - 1) / HELPERS;
-    static_assert(HELPERS % COLUMNS == 0, "a thread keeps to a column");
-    static __device__ __forceinline__ int me() { return threadIdx.x % HELPERS; }
-    const io *from;
-    io raw[EACH];
-    float restart;
-
-    // At the tile that starts with step `first`.
-    __device__ __forceinline__ Weights(const Arguments &p, int b, int group, int first) {
-        int n = me() % COLUMNS % TOTAL;
-        from = (is_B() ? p.B + b * p.B_batch + group * p.B_group : p.C + b * p.C_batch + group * p.C_group) + n +
-               (long long)(first + me() / COLUMNS) * row(p);
-    }
-
-    static __device__ __forceinline__ bool is_B() { return me() % COLUMNS < TOTAL; }
-    static __device__ __forceinline__ int row(const Arguments &p) { return is_B() ? p.B_row : p.C_row; }
-
-    // Fetches the tile that starts with step `first` and goes on by `by` steps.
-    __device__ __forceinline__ void fetch(const Arguments &p, int b, int first, int by) {
-        int t = first + me() / COLUMNS;
-        bool there = me() % COLUMNS % TOTAL < p.n && (NUMBERS % HELPERS == 0 || me() < NUMBERS);
-#pragma unroll
-        for (int j = 0; j < EACH; ++j) {
-            int step = j * (HELPERS / COLUMNS);
-            raw[j] = there && (unsigned)(t + step) < (unsigned)p.length ? from[(long long)step * row(p)] : io(0);
-        }
-        if (HAS_SEQ) {
-            const int *seq = p.seq + (long long)b * p.length;
-            int at = first + me();
-            bool valid = me() < ROWS && at > 0 && at < p.length;
-            restart = valid && seq[at] != seq[at - 1] ? __int_as_float(0xff800000) : 0.0f;
-        }
-        from += (long long)by * row(p);
-    }
-
-    __device__ __forceinline__ void put(float *weights) {
-#pragma unroll
-        for (int j = 0; j < EACH; ++j) {
-            int at = (j * (HELPERS / COLUMNS) + me() / COLUMNS) * WIDTH + me() % COLUMNS;
-            if (NUMBERS % HELPERS == 0 || me() < NUMBERS) weights[at] = widen(raw[j]);
-        }
-        if (HAS_SEQ && me() < ROWS) weights[me() * WIDTH + 2 * TOTAL] = restart;
-    }
-
-};
-
 // Four numbers from a 16-byte boundary.
 __device__ __forceinline__ void get_4(float *to, const float *from) {
     float4 w = *(const float4 *)from;
@@ -201,7 +152,7 @@ __device__ __forceinline__ void get_4(float *to, const float *from) {
 // sums the rest.
 struct ChannelSum {
     static constexpr int TOGETHER = 16 / STATES;                        // steps
-    static constexpr int A_STEP = RUNS * 8 * TOTAL + 16;                // floats; 16 against bank conflicts
+    static constexpr int A_STEP = RUNS * 8 * TOTAL + (TOGETHER > 1 ? 16 : 0);    // floats; 16: bank conflicts
     static constexpr int SIZE = ROWS * A_STEP;
     unsigned even[4], odd[4];
 
@@ -310,6 +261,54 @@ struct Place {
     __device__ __forceinline__ bool ends_span(int after) const { return after % SPAN == 0 || after >= end; }
 };
 
+// B, C and restarts of a tile. They come into shared memory as they are, and are widened there a tile
+// later: no register waits for them.
+struct Weights {
+    static constexpr int VECTOR = 16 / sizeof(io), A_ROW = TOTAL / VECTOR, NUMBERS = ROWS * 2 * TOTAL;
+    static constexpr int SLOT = NUMBERS * sizeof(io) + (HAS_SEQ ? 4 * (ROWS + 4) : 0);   // bytes
+
+    static __device__ __forceinline__ int me() { return threadIdx.x % HELPERS; }
+    static __device__ __forceinline__ int *documents(char *slot) { return (int *)(slot + NUMBERS * sizeof(io)); }
+
+    static __device__ __forceinline__ void copy(char *slot, const Arguments &p, const Place &at, int first) {
+#pragma unroll
+        for (int j = 0; j < ROWS * 2 * A_ROW; j += HELPERS) {
+            int i = j + me(), row = i / (2 * A_ROW), column = i % (2 * A_ROW), t = first + row;
+            if (i < ROWS * 2 * A_ROW) {
+                bool there = (unsigned)t < (unsigned)p.length;
+                const io *from = column < A_ROW ? p.B + at.b * p.B_batch + at.group * p.B_group + (long long)t * p.B_row
+                                                : p.C + at.b * p.C_batch + at.group * p.C_group + (long long)t * p.C_row;
+                copy_16((io *)slot + i * VECTOR, there ? from + column % A_ROW * VECTOR : p.B, there);
+            }
+        }
+        if (HAS_SEQ && me() <= ROWS) {
+            int t = first - 1 + me();
+            bool there = (unsigned)t < (unsigned)p.length;
+            unsigned address = (unsigned)__cvta_generic_to_shared(documents(slot) + me());
+            asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address),
+                         "l"(p.seq + (there ? (long long)at.b * p.length + t : 0)), "r"(there ? 4 : 0)
+                         : "memory");
+        }
+    }
+
+    // Into [ROWS, WIDTH].
+    static __device__ __forceinline__ void widen_into(float *weights, char *slot, const Arguments &p, int first) {
+#pragma unroll
+        for (int j = 0; j < NUMBERS; j += 2 * HELPERS) {
+            int i = j + 2 * me();
+            const io *raw = (const io *)slot + i;
+            if (NUMBERS % (2 * HELPERS) == 0 || i < NUMBERS)
+                *(float2 *)(weights + i / (2 * TOTAL) * WIDTH + i % (2 * TOTAL)) = {widen(raw[0]), widen(raw[1])};
+        }
+        if (HAS_SEQ && me() < ROWS) {
+            int t = first + me();
+            const int *document = documents(slot) + me();
+            bool restart = t > 0 && t < p.length && document[1] != document[0];
+            weights[me() * WIDTH + 2 * TOTAL] = restart ? __int_as_float(0xff800000) : 0.0f;
+        }
+    }
+};
+
 __device__ __forceinline__ void load_A(float (&A)[STATES], const Arguments &p, const Place &at) {
 #pragma unroll
     for (int n = 0; n < STATES; ++n) {
@@ -381,12 +380,13 @@ struct Source {
 
 #ifdef FORWARD
 extern "C" __global__ void __launch_bounds__(32 * WARPS + HELPERS, BLOCKS) forward(const __grid_constant__ Arguments p) {
-    constexpr int TENSORS = 3;
+    constexpr int TENSORS = 3, STAGES = 4;                              // tiles: finished, scanned, prepared, copied
     extern __shared__ float4 shared[];
     float2 *steps = (float2 *)shared;                                   // [2, RUNS, ROWS, 32]: d, x
     float *weights = (float *)(steps + 2 * STEPS);                      // [2, ROWS, WIDTH]
     float *parts = weights + 2 * ROWS * WIDTH;                          // [2, RUNS, SPLIT, ROWS, 32]: of y
     io *rows = (io *)(parts + 2 * PARTS);                               // [STAGES, u delta z, ROWS, CHANNELS]
+    char *raw = (char *)(rows + STAGES * TENSORS * TILE);               // [2, SLOT]
     Place at(p, false);
     int tiles = (p.length + ROWS - 1) / ROWS;
 
@@ -438,14 +438,15 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS + HELPERS, BLOCKS) forwa
         float skip = HAS_SKIP && at.inside ? p.skip[at.channel] : 0.0f;
         int first_row = at.part * OWN, mine = first_row * CHANNELS + at.run * 32 + at.lane;
         Source source(p, at, 0);
-        Weights next(p, at.b, at.group, 0);
 
         auto copy = [&](int tile) {
             if (threadIdx.x / 32 % WARPS < TENSORS)
                 source.copy(rows + tile % STAGES * TENSORS * TILE, p.length - tile * ROWS, ROWS, at);
+            Weights::copy(raw + (tile & 1) * Weights::SLOT, p, at, tile * ROWS);
             copy_commit();
         };
         auto prepare = [&](int tile) {
+            Weights::widen_into(weights + (tile & 1) * ROWS * WIDTH, raw + (tile & 1) * Weights::SLOT, p, tile * ROWS);
             const io *own = rows + tile % STAGES * TENSORS * TILE + mine;
             float2 *to = steps + (tile & 1) * STEPS + (at.run * ROWS + first_row) * 32 + at.lane;
 #pragma unroll 1
@@ -486,21 +487,18 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS + HELPERS, BLOCKS) forwa
             store_rows(p.y + at.of_row(p, t) + c, own - at.lane, p.channels, p.length - t, at.there - c);
         };
 
-        for (int tile = 0; tile <= AHEAD; ++tile) copy(tile);
-        copy_wait<AHEAD>();
+        copy(0);
+        copy(1);
+        copy_wait<1>();
         helpers_meet();
-        next.fetch(p, at.b, 0, ROWS);
         prepare(0);
-        next.put(weights);
-        copy_wait<AHEAD - 1>();
+        copy_wait<0>();
         for (int tile = 0; tile < tiles; ++tile) {
             __syncthreads();
-            copy(tile + 1 + AHEAD);
-            next.fetch(p, at.b, (tile + 1) * ROWS, ROWS);
+            copy(tile + 2);
             prepare(tile + 1);
             if (tile) finish(tile - 1);
-            next.put(weights + ((tile + 1) & 1) * ROWS * WIDTH);
-            copy_wait<AHEAD - 1>();
+            copy_wait<0>();
         }
         __syncthreads();
         finish(tiles - 1);
@@ -556,6 +554,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) along(const __g
     float *weights = (float *)shared;                                   // [2, ROWS, WIDTH]
     float *quads = weights + 2 * ROWS * WIDTH;                          // [2, ROWS, A_STEP]: of dC
     io *rows = (io *)(quads + 2 * ChannelSum::SIZE);                    // [2, u delta z grad_y, ROWS, CHANNELS]
+    char *raw = (char *)(rows + 2 * TENSORS * TILE);                    // [2, SLOT]
     Place at(p, true);
 
     float A[STATES], h[STATES], dA[STATES], entry[STATES], decay[STATES], S = 0.0f, left_over = 0.0f;
@@ -568,19 +567,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) along(const __g
 
     Source source(p, at, at.start);
     Own own(p, at, at.start);
-    Weights next(p, at.b, at.group, at.start);
     source.copy(rows, at.end - at.start, ROWS, at);
+    Weights::copy(raw, p, at, at.start);
+    Weights::copy(raw + Weights::SLOT, p, at, at.start + ROWS);
     copy_commit();
-    next.fetch(p, at.b, at.start, ROWS);
-    next.put(weights);
+    copy_wait<0>();
+    __syncthreads();
+    Weights::widen_into(weights, raw, p, at.start);
     ChannelSum over_channels;
 
     for (int first = at.start, odd = 0; first < at.end; first += ROWS, odd ^= 1) {
         copy_wait<0>();
         __syncthreads();
         source.copy(rows + (odd ^ 1) * TENSORS * TILE, at.end - first - ROWS, ROWS, at);
+        Weights::copy(raw + odd * Weights::SLOT, p, at, first + 2 * ROWS);
         copy_commit();
-        next.fetch(p, at.b, first + ROWS, ROWS);
+        Weights::widen_into(weights + (odd ^ 1) * ROWS * WIDTH, raw + (odd ^ 1) * Weights::SLOT, p, first + ROWS);
         if (first > at.start) ChannelSum::add_quads(at.of_block(p, p.dC), quads + (odd ^ 1) * ChannelSum::SIZE, first - ROWS, at.end);
         io *tile = rows + odd * TENSORS * TILE;
         const float *w = weights + odd * ROWS * WIDTH;
@@ -651,7 +653,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) along(const __g
         own.store(p.P, tile, p, left);
         if (HAS_Z) own.store(p.dz, tile + TILE, p, left);
         own.advance(p, ROWS);
-        next.put(weights + (odd ^ 1) * ROWS * WIDTH);
         if (at.ends_span(first + ROWS)) {
             long long span = at.span(p, first + ROWS);
             store_rows_of_state(p.span_states + span * TOTAL * p.channels + at.channel, h, p, at);
@@ -695,6 +696,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
     float *weights = (float *)shared;                                   // [2, ROWS, WIDTH]
     float *quads = weights + 2 * ROWS * WIDTH;                          // [2, ROWS, A_STEP]: of dB
     io *rows = (io *)(quads + 2 * ChannelSum::SIZE);                    // [2, u delta z grad_y P, ROWS, CHANNELS]
+    char *raw = (char *)(rows + 2 * TENSORS * TILE);                    // [2, SLOT]
     Place at(p, true);
     int last = at.start + (at.end - at.start - 1) / ROWS * ROWS, odd = 0;
 
@@ -707,38 +709,39 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
     float skip = HAS_SKIP && at.inside ? p.skip[at.channel] : 0.0f;
 
     Source source(p, at, last);
-    Own own(p, at, last);
-    Weights next(p, at.b, at.group, last);
     auto copy = [&](int first, int odd) {
         io *to = rows + odd * TENSORS * TILE;
         if (first >= at.start) {
             source.copy(to, at.end - first, -ROWS, at);
-            own.copy(to + 4 * TILE, p.P, p, Own::left(at, at.end - first));
+            Own(p, at, first).copy(to + 4 * TILE, p.P, p, Own::left(at, at.end - first));
         }
+        Weights::copy(raw + odd * Weights::SLOT, p, at, first - ROWS);  // to be widened a tile later
         copy_commit();
     };
+    Weights::copy(raw + Weights::SLOT, p, at, last);
     copy(last, odd);
-    own.advance(p, -ROWS);
-    next.fetch(p, at.b, last, -ROWS);
-    next.put(weights);
+    copy_wait<0>();
+    __syncthreads();
+    Weights::widen_into(weights, raw + Weights::SLOT, p, last);
     ChannelSum over_channels;
 
     for (int first = last; first >= at.start; first -= ROWS, odd ^= 1) {
         copy_wait<0>();
         __syncthreads();
         copy(first - ROWS, odd ^ 1);
-        next.fetch(p, at.b, first - ROWS, -ROWS);
+        Weights::widen_into(weights + (odd ^ 1) * ROWS * WIDTH, raw + odd * Weights::SLOT, p, first - ROWS);
         if (first < last) ChannelSum::add_quads(at.of_block(p, p.dB), quads + (odd ^ 1) * ChannelSum::SIZE, first + ROWS, at.end);
         if (at.ends_span(first + ROWS)) {
             long long span = at.span(p, first + ROWS);
-            float h[STATES];
-            load_rows(h, p.span_states + span * TOTAL * p.channels + at.channel, p, at);
+            const float *h = p.span_states + span * TOTAL * p.channels + at.channel;
             S = at.inside ? p.span_sums[2 * span * p.channels + at.channel] : 0.0f;
             W = at.inside ? p.span_sums[(2 * span + 1) * p.channels + at.channel] : 0.0f;
 #pragma unroll
             for (int n = 0; n < STATES; ++n) {
-                W = fmaf(A[n], g[n] * h[n], W);
-                dA[n] = fmaf(S, g[n] * h[n], dA[n]);
+                float product = at.inside ? g[n] * h[(long long)n * p.channels] : 0.0f;
+                W = fmaf(A[n], product, W);
+                dA[n] = fmaf(S, product, dA[n]);
+                if (n % 4 == 3) asm volatile("" ::: "memory");          // all loads at once: too many registers
             }
         }
         io *tile = rows + odd * TENSORS * TILE;
@@ -746,7 +749,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
         float *channel_sums = quads + odd * ChannelSum::SIZE;
 #pragma unroll 1
         for (int base = ROWS - UNROLLED; base >= 0; base -= UNROLLED) {
-            float d[UNROLLED], slope[UNROLLED], u[UNROLLED], dy[UNROLLED], P[UNROLLED], Q_x[UNROLLED], dx[UNROLLED];
+            float d[UNROLLED], slope[UNROLLED], u[UNROLLED], dy[UNROLLED], Q_x[UNROLLED], dx[UNROLLED];
             float4 dB_[UNROLLED / ChannelSum::TOGETHER];
 #pragma unroll
             for (int i = 0; i < UNROLLED / ChannelSum::TOGETHER; ++i) dB_[i] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -760,7 +763,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
                     float z = widen(row[2 * TILE]);
                     dy[i] *= z * sigmoid(z);
                 }
-                P[i] = widen(row[4 * TILE]);
                 Q_x[i] = 0.0f, dx[i] = 0.0f;
             }
 #pragma unroll
@@ -788,8 +790,11 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
                 }
             }
 #pragma unroll
+            for (int i = UNROLLED - 1; i >= 0; --i)                     // P - Q
+                Q_x[i] = fmaf(-d[i] * u[i], Q_x[i], widen(tile[4 * TILE + (base + i) * CHANNELS + threadIdx.x]));
+#pragma unroll
             for (int i = UNROLLED - 1; i >= 0; --i) {
-                W += fmaf(-d[i] * u[i], Q_x[i], P[i]);
+                W += Q_x[i];
                 float dd = fmaf(W, LN_2, u[i] * dx[i]) * slope[i], du = d[i] * dx[i];
                 if (HAS_SKIP) du = fmaf(skip, dy[i], du), dskip = fmaf(dy[i], u[i], dskip);
                 if (HAS_BIAS && first + base + i < at.end) dbias += dd;
@@ -802,11 +807,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
         }
         __syncwarp();
         int left = Own::left(at, at.end - first);
-        own.advance(p, ROWS);                                           // it is a tile ahead
+        Own own(p, at, first);
         own.store(p.P, tile, p, left);
         own.store(p.ddelta, tile + TILE, p, left);
-        own.advance(p, -2 * ROWS);
-        next.put(weights + (odd ^ 1) * ROWS * WIDTH);
     }
     __syncthreads();
     ChannelSum::add_quads(at.of_block(p, p.dB), quads + (odd ^ 1) * ChannelSum::SIZE, at.start, at.end);

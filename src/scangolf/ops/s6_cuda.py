@@ -4,27 +4,26 @@ The kernels stand in s6_cuda.cu, the mathematics in docs/scan.md. This module la
 for them, chooses how a launch is cut, and adds up what they leave in parts. Nothing is added
 atomically: the same inputs give the same bits.
 
-Forward, the states of a channel are split over warps where there are few channels; backward, time
-is cut into chunks, from states that the forward pass saves.
+Where there are few channels, forward splits the state of a channel over warps; backward cuts time
+into chunks, from states that forward saves.
 
-Shapes: B batch, L length, D channels, N state (padded: 4, 8 or 16), G groups of channels,
-K chunks, M spans.
+Shapes: B batch, L length, D channels, N state (padded to 8 or 16), G groups of channels, K chunks.
 """
 
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import triton
+import torch.nn.functional as F
 from torch import Tensor
 
 from scangolf.ops import nvrtc
 
 SOURCE = Path(__file__).with_suffix(".cu")
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-WARPS = 4  # of a block that scan; as many help
+WARPS = 4  # of a block; forward, as many again help them
 SPAN = 256  # steps over which the backward pass carries sums
 LARGEST_STATE = 16
 
@@ -32,11 +31,10 @@ LARGEST_STATE = 16
 class Cut(NamedTuple):
     """How one kernel is cut."""
 
-    split: int  # warps that share the states of a channel
+    split: int  # warps that share the states of a channel, forward
     rows: int  # steps of a tile
     unroll: int  # steps that load together
-    blocks: int  # that share a multiprocessor
-    stages: int = 4  # tiles in shared memory
+    blocks: int  # that share a multiprocessor: bounds the registers of each
 
 
 class Tuning(NamedTuple):
@@ -47,19 +45,25 @@ class Tuning(NamedTuple):
 
 
 def tuning(u: Tensor, A: Tensor, B: Tensor) -> Tuning:
-    """As few cuts as fill the GPU."""
+    """As few cuts as fill the GPU; the numbers were measured on an H200 (docs/LOG.md)."""
     (batch, length, channels), groups = u.shape, B.shape[2]
-    multiprocessors = _multiprocessors(u.device)
-    runs = batch * groups * triton.cdiv(channels // groups, 32)
+    gpu = _gpu(u.device)
     padded = _padded(A.shape[1])
+    runs = batch * groups * _ceil_div(channels // groups, 32)
     split = 1
-    while split < min(WARPS, padded // 4) and runs * split < 6 * multiprocessors:
+    while split < padded // 4 and runs * split < 6 * gpu.multi_processor_count:
         split *= 2
-    forward = {1: Cut(1, 8, 8, 3), 2: Cut(2, 16, 8, 2), 4: Cut(4, 64, 16, 1)}[split]
-    blocks = batch * groups * triton.cdiv(channels // groups, 32 * WARPS)
-    chunks = min(max(4 * multiprocessors // blocks, 1), triton.cdiv(length, SPAN))
-    back = Cut(1, 8, max(2, 16 // padded), 4)
-    return Tuning(forward, back, back, chunks)
+    if split == 4:
+        tall = gpu.shared_memory_per_block_optin > 220_000  # bytes
+        forward = Cut(4, 64, 16, 1) if tall else Cut(4, 16, 8, 2)
+    else:
+        forward = Cut(1, 8, 8, 3) if split == 1 else Cut(2, 16, 8, 2)
+    blocks = batch * groups * _ceil_div(channels // groups, 32 * WARPS)
+    few = blocks < 3 * gpu.multi_processor_count
+    chunks = _cut(length, _ceil_div(8 * gpu.multi_processor_count, blocks) if few else 1)[1]
+    least = 16 // padded  # steps whose channel sums share a matrix product
+    along = Cut(1, 8, max(2 if chunks == 1 else 1, least), 4)
+    return Tuning(forward, along, Cut(1, 8, 4, 3), chunks)
 
 
 def why_not(u: Tensor, A: Tensor, B: Tensor) -> str | None:
@@ -73,10 +77,8 @@ def why_not(u: Tensor, A: Tensor, B: Tensor) -> str | None:
         return "NVRTC was not found"
     if A.shape[1] > LARGEST_STATE:
         return f"they take states of {LARGEST_STATE} at most, not {A.shape[1]}"
-    if channels % 8:
-        return f"they take a multiple of 8 channels, not {channels}"
-    if groups > 1 and channels // groups % 32:
-        return f"they take a multiple of 32 channels a group, not {channels // groups}"
+    if channels // groups % 8:
+        return f"they take a multiple of 8 channels a group, not {channels // groups}"
     return None
 
 
@@ -135,8 +137,8 @@ def backward(
     batch, length, channels, chunks, padded = (
         scan.batch, scan.length, scan.channels, scan.chunks, scan.padded,
     )  # fmt: skip
-    spans = triton.cdiv(length, SPAN)
-    dy = _rows(grad_y.to(scan.dtype))
+    spans = _ceil_div(length, SPAN)
+    dy = _dense(grad_y.to(scan.dtype))
     per_chunk = (batch, chunks, padded, channels)
     P = scan.rows()
     shared: dict[str, Tensor | int | None] = {
@@ -190,9 +192,9 @@ class _Scan:
         rows = [x for x in (u, delta, z) if x is not None]
         same = {x.dtype for x in (*rows, B, C)} == {u.dtype} and u.dtype in DTYPES
         self.dtype = u.dtype if same else torch.float32
-        u, delta = _rows(u.to(self.dtype)), _rows(delta.to(self.dtype))
-        z = None if z is None else _rows(z.to(self.dtype))
-        B, C = (_last_dense(x.to(self.dtype)) for x in (B, C))
+        u, delta = _dense(u.to(self.dtype)), _dense(delta.to(self.dtype))
+        z = None if z is None else _dense(z.to(self.dtype))
+        B, C = (_dense(_pad(x.to(self.dtype), self.padded)) for x in (B, C))
         chunk_length, self.chunks = _cut(self.length, shapes.chunks)
         self.tensors: dict[str, Tensor | None] = {
             "u": u, "delta": delta, "z": z, "B": B, "C": C,
@@ -225,12 +227,10 @@ class _Scan:
         return self.empty(self.batch, self.length, self.channels, dtype=self.dtype)
 
     def group_blocks(self, cut: Cut) -> int:
-        return triton.cdiv(self.channels // self.groups, 32 * WARPS // cut.split)
+        return _ceil_div(self.channels // self.groups, 32 * WARPS // cut.split)
 
     def room_for_blocks(self, cut: Cut) -> Tensor:
-        return self.empty(
-            self.batch, self.groups, self.group_blocks(cut), self.length, self.padded
-        )
+        return self.empty(self.batch, self.groups, self.group_blocks(cut), self.length, self.padded)
 
     def add_blocks(self, parts: Tensor, dtype: torch.dtype) -> Tensor:
         """The sums over all channels of a group, [B, L, G, N]."""
@@ -246,7 +246,7 @@ class _Scan:
 
     def carry(self, cut: Cut, **given: Tensor | int | None) -> None:
         kernel = self.kernel("carry", cut, 0)
-        grid = (triton.cdiv(self.padded * self.channels, 128), self.batch)
+        grid = (_ceil_div(self.padded * self.channels, 128), self.batch)
         with torch.cuda.device(self.device):
             kernel.launch(grid, 128, self.arguments(cut, given))
 
@@ -255,7 +255,7 @@ class _Scan:
             {"carry": "ALONG"}.get(name, name.upper()): 1,
             "CHUNKED": int(self.chunks > 1 and name != "forward"),
             "STATES": self.padded // cut.split, "SPLIT": cut.split,
-            "ROWS": cut.rows, "UNROLL": cut.unroll, "STAGES": cut.stages, "BLOCKS": cut.blocks,
+            "ROWS": cut.rows, "UNROLL": cut.unroll, "BLOCKS": cut.blocks,
         }  # fmt: skip
         with torch.cuda.device(self.device):
             return nvrtc.kernel(SOURCE, name, macros, shared_memory)
@@ -264,11 +264,16 @@ class _Scan:
         """Bytes of a block, as the kernels divide them up."""
         runs, itemsize = WARPS // cut.split, self.dtype.itemsize
         weights = 2 * (2 * self.padded + 4)
+        raw = 2 * self.padded * itemsize
+        documents = 16 if self.macros["HAS_SEQ"] else 0
         if name == "forward":
             exchanged = 2 * 32 * (2 * runs + WARPS)
-            return cut.rows * (4 * (weights + exchanged) + cut.stages * 3 * 32 * runs * itemsize)
-        sums, tensors = 2 * (runs * 8 * self.padded + 16), {"along": 4, "against": 5}[name]
-        return cut.rows * (4 * (weights + sums) + 2 * tensors * 32 * runs * itemsize)
+            rows = 4 * 3 * 32 * runs * itemsize
+        else:
+            exchanged = 2 * (runs * 8 * self.padded + (16 if self.padded < 16 else 0))
+            rows = 2 * {"along": 4, "against": 5}[name] * 32 * runs * itemsize
+        slot = cut.rows * (raw + documents // 4) + documents
+        return cut.rows * (4 * (weights + exchanged) + rows) + 2 * slot
 
     def arguments(self, cut: Cut, given: dict[str, Tensor | int | None]) -> "_Arguments":
         group_blocks = self.group_blocks(cut)
@@ -300,27 +305,33 @@ class _Arguments(ctypes.Structure):
     ]
 
 
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
 def _padded(n: int) -> int:
-    return max(4, triton.next_power_of_2(n))
+    """A power of two, and in 16-bit numbers at least 16 bytes."""
+    return max(8, 1 << (n - 1).bit_length())
 
 
 def _cut(length: int, chunks: int) -> tuple[int, int]:
     """Length of a chunk, a multiple of SPAN, and how many there are."""
-    chunk_length = triton.cdiv(triton.cdiv(length, chunks), SPAN) * SPAN
-    return chunk_length, triton.cdiv(length, chunk_length)
+    chunk_length = _ceil_div(_ceil_div(length, chunks), SPAN) * SPAN
+    return chunk_length, _ceil_div(length, chunk_length)
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Rows of consecutive channels that start on 16-byte boundaries."""
+def _dense(x: Tensor) -> Tensor:
+    """Consecutive in the last dimension, all else on 16-byte boundaries: a copy if x is not so."""
     each = 16 // x.element_size()
-    fits = x.stride(2) == 1 and x.stride(0) % each == 0 and x.stride(1) % each == 0
-    return x if fits and x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.contiguous_format)
+    fits = x.stride(-1) == 1 and not any(stride % each for stride in x.stride()[:-1])
+    fits = fits and x.data_ptr() % 16 == 0 and x.stride(1) < 2**31
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
-def _last_dense(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _pad(x: Tensor, n: int) -> Tensor:
+    return x if x.shape[-1] == n else F.pad(x, (0, n - x.shape[-1]))
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _gpu(device: torch.device) -> Any:
+    return torch.cuda.get_device_properties(device)
