@@ -1,7 +1,8 @@
 """The Triton kernels of the selective scan against the float64 recurrence.
 
 On a machine without a GPU they run in Triton's interpreter, slowly: the shapes are small, and spans
-and chunks are made short so that every border lies within a few steps.
+and chunks are made short so that every border lies within a few steps. On a GPU compilation is what
+takes time: tests keep to few shapes of programs, and to states of few numbers.
 """
 
 from typing import Any, cast
@@ -110,7 +111,7 @@ def test_float32(length, shapes):
 def test_documents_that_begin_within_and_at_the_borders_of_chunks():
     x = make_inputs(length=14, channels=4, state=2, dtype=torch.float32)
     assert_matches(x, programs(chunks=2), seq_idx=documents(2, 14, 3, 7, 10))
-    assert_matches(x, programs(chunks=4, steps=4), seq_idx=documents(2, 14, 3, 7, 10))
+    assert_matches(x, programs(chunks=4), seq_idx=documents(2, 14, 3, 7, 10))
 
 
 def test_groups_with_more_channels_than_a_program():
@@ -118,20 +119,18 @@ def test_groups_with_more_channels_than_a_program():
     assert_matches(x, programs())
 
 
-@pytest.mark.parametrize("optional", [(), ("z",), ("D", "delta_bias"), ("initial_state",)], ids=str)
-def test_with_some_options(optional):
+@pytest.mark.parametrize(
+    ("optional", "chunks"), [(("initial_state",), 2), (("z",), 1), (("D", "delta_bias"), 1)]
+)
+def test_with_some_options(optional, chunks):
     x = make_inputs(batch=1, length=6, state=2, optional=optional, dtype=torch.float32)
-    assert_matches(x, programs(chunks=2))
+    assert_matches(x, programs(chunks=chunks))
 
 
-def test_bfloat16():
-    x = make_inputs(batch=1, length=9, channels=32, state=8, dtype=torch.bfloat16)
-    assert_matches(x, programs(), (4e-3, 1e-2))
-
-
-def test_sixteen_states():
-    x = make_inputs(batch=1, length=6, channels=40, state=16, dtype=torch.float32)
-    assert_matches(x, programs())
+def test_bfloat16_and_sixteen_states():
+    x = make_inputs(batch=1, length=9, channels=32, state=16, dtype=torch.bfloat16)
+    # the interpreter cuts off what does not fit a bfloat16
+    assert_matches(x, programs(), (4e-3 if DEVICE == "cuda" else 8e-3, 1e-2))
 
 
 def test_strong_and_weak_decays():
