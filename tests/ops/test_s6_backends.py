@@ -117,7 +117,8 @@ def test_shapes_may_be_symbols(monkeypatch, backend, state):
     module = pytest.importorskip(f"scangolf.ops.s6_{backend}")
     monkeypatch.setattr(s6_backends, "choose_backend", lambda *_: backend)
     if backend == "cuda":
-        monkeypatch.setattr(module, "_multiprocessors", lambda device: 132)
+        gpu = SimpleNamespace(multi_processor_count=132, shared_memory_per_block_optin=232_448)
+        monkeypatch.setattr(module, "_gpu", lambda device: gpu)
     shapes = (3, 4000, 256), (256, state), (3, 4000, 2, state)
     mode = FakeTensorMode(shape_env=ShapeEnv())
     symbols = [symbolic(mode, *shape) for shape in shapes]

@@ -96,8 +96,7 @@ def selective_scan(
         backend: "auto" takes the first of these that can take the inputs. A state of any size will
             do for each; float64 is the reference's alone.
             "cuda": kernels for NVIDIA GPUs of compute capability 8.0 and later, compiled at their
-            first call by NVRTC, which comes with torch. Channels in multiples of 8, and of 32 a
-            group where there is more than one group.
+            first call by NVRTC, which comes with torch. A multiple of 8 channels a group.
             "triton": kernels for any GPU that Triton supports, AMD's too, compiled at their first
             call in half a minute. Any number of channels.
             "reference": plain torch operations, any device, any floating dtype.
