@@ -207,7 +207,7 @@ def test_an_empty_sequence_keeps_the_state():
 def test_opcheck(case):
     x = inputs(case, BF16)
     if case.groups is None:
-        x["B"], x["C"] = x["B"].unsqueeze(2), x["C"].unsqueeze(2)
+        x |= {k: x[k].detach().unsqueeze(2).requires_grad_() for k in "BC"}
     seq_idx = case.options.get("seq_idx")
     tensors = [x.get(name) for name in NAMES]
     args = (*tensors, True, x.get("initial_state"), seq_idx, "auto")
@@ -361,7 +361,7 @@ def test_more_elements_than_32_bits_count():
     grads = torch.autograd.grad(y, [last[k] for k in rows], last["u"].detach())
     want = {"y": y} | dict(zip(rows, grads, strict=True))
     assert_close({k: v[:, -ends:] for k, v in got.items()}, want, LIMITS[BF16])
-    assert relative_error(final, last_final) < 1e-5
+    assert relative_error(final, last_final) < 3e-5  # half a million float32 steps are in it
 
     first = reference(**as_float64(part(slice(0, ends))), delta_softplus=True)
     assert relative_error(got["y"][:, :ends], first) < LIMITS[BF16][0]

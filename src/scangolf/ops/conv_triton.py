@@ -238,7 +238,7 @@ def backward(
     chunk_length = LONG_CHUNK if enough else SHORT_CHUNK
     chunks = triton.cdiv(length, chunk_length)
     grad_x = empty(batch, length, channels, dtype=x.dtype)
-    grad_initial = empty(0) if initial is None else empty(*initial.shape, dtype=initial.dtype)
+    grad_initial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
     parts = empty(batch * chunks, taps + 1, channels)
     with torch.cuda.device_of(x):
         backward_kernel[(batch * chunks * blocks,)](
@@ -254,7 +254,7 @@ def backward(
         )  # fmt: skip
     sums = parts.sum(0)
     grad_weight = sums[:taps].mT.to(weight.dtype).contiguous()
-    grad_bias = empty(0) if bias is None else sums[taps].to(bias.dtype, copy=True)
+    grad_bias = x.new_empty(0) if bias is None else sums[taps].to(bias.dtype, copy=True)
     return grad_x, grad_weight, grad_bias, grad_initial
 
 

@@ -20,13 +20,16 @@ _lock = threading.Lock()  # the backward pass runs in threads of its own
 class Kernel:
     """One compiled function on one device."""
 
-    def __init__(self, function: ctypes.c_void_p, shared_memory: int) -> None:
-        self.function, self.shared_memory = function, shared_memory
+    def __init__(
+        self, function: ctypes.c_void_p, shared_memory: int, context: ctypes.c_void_p
+    ) -> None:
+        self.function, self.shared_memory, self.context = function, shared_memory, context
 
     def launch(self, grid: tuple[int, int], threads: int, arguments: ctypes.Structure) -> None:
         """On the current stream of the current device."""
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        _check(_driver().cuCtxSetCurrent(self.context))
         _check(
             _driver().cuLaunchKernel(
                 self.function, *grid, 1, threads, 1, 1, self.shared_memory, stream, parameters, None
@@ -92,11 +95,22 @@ def _compile(source: Path, macros: Mapping[str, int]) -> bytes:
 
 def _load(binary: bytes, name: str, shared_memory: int) -> Kernel:
     driver, module, function = _driver(), ctypes.c_void_p(), ctypes.c_void_p()
+    context = _context(torch.cuda.current_device())
+    _check(driver.cuCtxSetCurrent(context))
     _check(driver.cuModuleLoadData(ctypes.byref(module), binary))
     _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
     _check(driver.cuFuncSetAttribute(function, SHARED_MEMORY, shared_memory))
     _check(driver.cuFuncSetAttribute(function, CARVEOUT, 100))
-    return Kernel(function, shared_memory)
+    return Kernel(function, shared_memory, context)
+
+
+@cache
+def _context(device: int) -> ctypes.c_void_p:
+    """The context that torch uses, too. A new thread has none until it is told."""
+    driver, handle, context = _driver(), ctypes.c_int(), ctypes.c_void_p()
+    _check(driver.cuDeviceGet(ctypes.byref(handle), device))
+    _check(driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+    return context
 
 
 @cache

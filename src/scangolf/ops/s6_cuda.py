@@ -167,16 +167,15 @@ def backward(
         ddelta=ddelta, dB=parts, dskip=dskip, dbias=dbias, grad_initial=grad_initial, **shared,
     )  # fmt: skip
     dB = scan.add_blocks(parts, B.dtype)
-    nothing = scan.empty(0)
     return (
         P.to(u.dtype),  # the kernel has left du there
         ddelta.to(delta.dtype),
         dA.sum((0, 1))[: scan.n].mT.to(A.dtype).contiguous(),
         dB,
         dC,
-        nothing if D is None else dskip.sum(0).to(D.dtype),
-        nothing if z is None or dz is None else dz.to(z.dtype),
-        nothing if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
+        u.new_empty(0) if D is None else dskip.sum(0).to(D.dtype),
+        u.new_empty(0) if z is None or dz is None else dz.to(z.dtype),
+        u.new_empty(0) if delta_bias is None else dbias.sum(0).to(delta_bias.dtype),
         grad_initial,
     )
 

@@ -108,9 +108,10 @@ class Sliced:
             parts.append((dA, dB, dC, dstate))
         dA, dB, dC, dstate = (torch.cat(p, -1) for p in zip(*parts, strict=True))
         du, ddelta, dz, dbias = (
-            g if x is None else g.to(x.dtype)
+            u.new_empty(0) if x is None else g.to(x.dtype)
             for g, x in zip(sums, (u, delta, z, delta_bias), strict=True)
         )
+        dD = u.new_empty(0) if D is None else dD
         return du, ddelta, dA, dB, dC, dD, dz, dbias, dstate
 
     def _saved_shapes(self, u: Tensor, A: Tensor, B: Tensor) -> list[tuple[int, ...]]:
