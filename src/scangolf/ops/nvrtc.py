@@ -21,9 +21,10 @@ class Kernel:
     """One compiled function on one device."""
 
     def __init__(
-        self, function: ctypes.c_void_p, shared_memory: int, context: ctypes.c_void_p
+        self, name: str, function: ctypes.c_void_p, shared_memory: int, context: ctypes.c_void_p
     ) -> None:
-        self.function, self.shared_memory, self.context = function, shared_memory, context
+        self.name, self.function = name, function
+        self.shared_memory, self.context = shared_memory, context
 
     def launch(self, grid: tuple[int, int], threads: int, arguments: ctypes.Structure) -> None:
         """On the current stream of the current device."""
@@ -101,7 +102,7 @@ def _load(binary: bytes, name: str, shared_memory: int) -> Kernel:
     _check(driver.cuModuleGetFunction(ctypes.byref(function), module, name.encode()))
     _check(driver.cuFuncSetAttribute(function, SHARED_MEMORY, shared_memory))
     _check(driver.cuFuncSetAttribute(function, CARVEOUT, 100))
-    return Kernel(function, shared_memory, context)
+    return Kernel(name, function, shared_memory, context)
 
 
 @cache
