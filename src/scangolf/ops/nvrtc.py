@@ -41,19 +41,24 @@ class Kernel:
 _kernels: dict[Any, Kernel] = {}
 
 
-def kernel(source: Path, name: str, macros: Mapping[str, int], shared_memory: int = 0) -> Kernel:
-    """The function `name` of a source file under these macros, for the current device.
+def kernel(
+    sources: tuple[Path, ...], name: str, macros: Mapping[str, int], shared_memory: int = 0
+) -> Kernel:
+    """The function `name` of files, one after the other, under macros, for the current device.
+
+    Args:
+        shared_memory: bytes of dynamic shared memory of a block.
 
     Raises:
         RuntimeError: NVRTC is not there, or the source does not compile: with the compiler's log.
     """
-    key = (torch.cuda.current_device(), name, tuple(macros.items()), shared_memory)
+    key = (torch.cuda.current_device(), sources, name, tuple(macros.items()), shared_memory)
     found = _kernels.get(key)
     if found is None:
         with _lock:
             found = _kernels.get(key)
             if found is None:
-                found = _kernels[key] = _load(_compile(source, macros), name, shared_memory)
+                found = _kernels[key] = _load(_compile(sources, macros), name, shared_memory)
     return found
 
 
@@ -67,14 +72,14 @@ def available() -> bool:
     return True
 
 
-def _compile(source: Path, macros: Mapping[str, int]) -> bytes:
+def _compile(sources: tuple[Path, ...], macros: Mapping[str, int]) -> bytes:
     major, minor = torch.cuda.get_device_capability()
     options = [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", "--fmad=true"]
     options += [f"-D{name}={value}" for name, value in macros.items()]
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
-    text = source.read_bytes()
+    text, file = b"".join(source.read_bytes() for source in sources), sources[-1].name
     _check(
-        nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.name.encode(), 0, None, None),
+        nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, file.encode(), 0, None, None),
         nvrtc,
     )
     given = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
@@ -84,9 +89,7 @@ def _compile(source: Path, macros: Mapping[str, int]) -> bytes:
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(
-            f"{source.name} does not compile ({' '.join(options)}):\n{log.value.decode()}"
-        )
+        raise RuntimeError(f"{file} does not compile ({' '.join(options)}):\n{log.value.decode()}")
     _check(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)), nvrtc)
     binary = ctypes.create_string_buffer(size.value)
     _check(nvrtc.nvrtcGetCUBIN(program, binary), nvrtc)

@@ -1,6 +1,6 @@
 """The selective scan in CUDA, for NVIDIA GPUs from Ampere on: the backend "cuda".
 
-The kernels stand in s6_cuda.cu, the mathematics in docs/scan.md. This module lays the inputs out
+The kernels stand in s6_cuda*.cu, the mathematics in docs/scan.md. This module lays the inputs out
 for them, chooses how a launch is cut, and adds up what they leave in parts. Nothing is added
 atomically: the same inputs give the same bits.
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scangolf.ops import nvrtc
 
-SOURCE = Path(__file__).with_suffix(".cu")
+FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 WARPS = 4  # of a block; forward, as many again help them
 SPAN = 256  # steps over which the backward pass carries sums
@@ -250,6 +250,8 @@ class _Scan:
             kernel.launch(grid, 128, self.arguments(cut, given))
 
     def kernel(self, name: str, cut: Cut, shared_memory: int) -> nvrtc.Kernel:
+        direction = "forward" if name == "forward" else "backward"
+        sources = FOLDER / "s6_cuda.cu", FOLDER / f"s6_cuda_{direction}.cu"
         macros = self.macros | {
             {"carry": "ALONG"}.get(name, name.upper()): 1,
             "CHUNKED": int(self.chunks > 1 and name != "forward"),
@@ -257,7 +259,7 @@ class _Scan:
             "ROWS": cut.rows, "UNROLL": cut.unroll, "BLOCKS": cut.blocks,
         }  # fmt: skip
         with torch.cuda.device(self.device):
-            return nvrtc.kernel(SOURCE, name, macros, shared_memory)
+            return nvrtc.kernel(sources, name, macros, shared_memory)
 
     def shared_memory(self, name: str, cut: Cut) -> int:
         """Bytes of a block, as the kernels divide them up."""
