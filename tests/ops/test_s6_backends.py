@@ -140,4 +140,4 @@ def test_the_cuda_kernels_and_python_agree_on_the_arguments():
         for name in names.split(","):
             size = 8 if "*" in name else {"long long": 8, "int": 4}[kind]
             want.append((name.strip(" *"), size))
-    assert [(name, ctypes.sizeof(kind)) for name, kind in s6_cuda._Arguments._fields_] == want
+    assert [(f[0], ctypes.sizeof(f[1])) for f in s6_cuda._Arguments._fields_] == want

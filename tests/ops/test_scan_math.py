@@ -233,3 +233,18 @@ def test_chunks_summaries_and_carry(documents: bool) -> None:
         )
         after = passed(first, last) * after + start
         torch.testing.assert_close(after, b["after"][first], rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_rounded_off_goes_into_the_next_term():
+    """Section 4: sums of the stored P, and of what is left, are off by one rounding of a term."""
+    P = torch.randn(256, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    stored, left = [], torch.zeros((), dtype=torch.float64)
+    for term in P:
+        exact = term + left
+        stored.append(exact.bfloat16().double())
+        left = exact - stored[-1]
+    off = (torch.stack(stored).flip(0).cumsum(0) + left - P.flip(0).cumsum(0)).flip(0).abs()
+    half_step = 2.0**-9 * P.abs().max() * 1.01  # of bfloat16 at the largest term
+    assert off.max() <= half_step
+    plain = (P.bfloat16().double() - P).flip(0).cumsum(0).abs().max()
+    assert plain > 2 * off.max()
