@@ -111,7 +111,8 @@ def test_no_row_is_ruined_by_its_magnitude(rows, columns, exponents, seed):
     assert (step <= largest / 127 * (1 + 2**-7) + 1e-40).all()
     error = np.abs(dequantize(stored).double().numpy() - w)
     assert (error <= step * (0.5 + 1e-5)).all()
-    assert (np.abs(columns).max(axis=0) >= 126).all()
+    full = largest[:, 0] > 127 * 2.0**-126  # below that a step has few bits, or none
+    assert (np.abs(columns).max(axis=0)[full] >= 126).all()
 
 
 @given(columns=st.integers(257, 400), std=st.floats(1e-4, 100.0), seed=st.integers(0, 2**32 - 1))
