@@ -10,7 +10,7 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> N
     (batch, length, channels), n = u.shape, A.shape[1]
     weights = (batch, length, n)
     if B.dim() == 4:
-        weights = (batch, length, _groups(B.shape[2], channels), n)
+        weights = (batch, length, _groups(B.shape[2], channels, "channels of u"), n)
     _check_all("u", u, {
         "delta": (delta, (batch, length, channels)),
         "A": (A, (channels, n)),
@@ -30,7 +30,7 @@ def check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
     (batch, channels), n = u.shape, A.shape[1]
     weights = (batch, n)
     if B.dim() == 3:
-        weights = (batch, _groups(B.shape[1], channels), n)
+        weights = (batch, _groups(B.shape[1], channels, "channels of u"), n)
     _check_all("u", u, {
         "state": (state, (batch, channels, n)),
         "delta": (delta, (batch, channels)),
@@ -40,6 +40,78 @@ def check_step(state, u, delta, A, B, C, D, z, delta_bias) -> None:
         "D": (D, (channels,)),
         "z": (z, (batch, channels)),
         "delta_bias": (delta_bias, (channels,)),
+    })  # fmt: skip
+
+
+def check_delta_rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx) -> None:
+    _rank("q", q, ("batch", "length", "heads", "key_dim"))
+    _rank("v", v, ("batch", "length", "heads", "value_dim"))
+    (batch, length, heads, key_dim), value_dim = q.shape, v.shape[3]
+    _check_all("q", q, {
+        "k": (k, (batch, length, heads, key_dim)),
+        "v": (v, (batch, length, heads, value_dim)),
+        "g": (g, (batch, length, heads)),
+        "beta": (beta, (batch, length, heads)),
+        "initial_state": (initial_state, (batch, heads, key_dim, value_dim)),
+    })  # fmt: skip
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}: expected one step at least")
+    _documents(seq_idx, q)
+
+
+def check_delta_step(state, q, k, v, g, beta) -> None:
+    _rank("q", q, ("batch", "heads", "key_dim"))
+    _rank("v", v, ("batch", "heads", "value_dim"))
+    (batch, heads, key_dim), value_dim = q.shape, v.shape[2]
+    _check_all("q", q, {
+        "state": (state, (batch, heads, key_dim, value_dim)),
+        "k": (k, (batch, heads, key_dim)),
+        "v": (v, (batch, heads, value_dim)),
+        "g": (g, (batch, heads)),
+        "beta": (beta, (batch, heads)),
+    })  # fmt: skip
+
+
+def check_ssd(x, dt, A, B, C, D, z, dt_bias, chunk_size, initial_state, seq_idx) -> None:
+    _rank("x", x, ("batch", "length", "heads", "head_dim"))
+    batch, length, heads, head_dim = x.shape
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}: expected 1 or more")
+    if B.dim() == 4:
+        weights = (batch, length, _groups(B.shape[2], heads, "heads of x"), B.shape[3])
+    else:
+        _rank("B", B, ("batch", "length", "state"))
+        weights = (batch, length, B.shape[2])
+    _check_all("x", x, {
+        "dt": (dt, (batch, length, heads)),
+        "A": (A, (heads,)),
+        "B": (B, weights),
+        "C": (C, weights),
+        "D": (D, (heads,)),
+        "z": (z, (batch, length, heads, head_dim)),
+        "dt_bias": (dt_bias, (heads,)),
+        "initial_state": (initial_state, (batch, heads, head_dim, weights[-1])),
+    })  # fmt: skip
+    _documents(seq_idx, x)
+
+
+def check_ssd_step(state, x, dt, A, B, C, D, z, dt_bias) -> None:
+    _rank("x", x, ("batch", "heads", "head_dim"))
+    batch, heads, head_dim = x.shape
+    if B.dim() == 3:
+        weights = (batch, _groups(B.shape[1], heads, "heads of x"), B.shape[2])
+    else:
+        _rank("B", B, ("batch", "state"))
+        weights = (batch, B.shape[1])
+    _check_all("x", x, {
+        "state": (state, (batch, heads, head_dim, weights[-1])),
+        "dt": (dt, (batch, heads)),
+        "A": (A, (heads,)),
+        "B": (B, weights),
+        "C": (C, weights),
+        "D": (D, (heads,)),
+        "z": (z, (batch, heads, head_dim)),
+        "dt_bias": (dt_bias, (heads,)),
     })  # fmt: skip
 
 
@@ -80,11 +152,9 @@ def _rank(name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}: expected [{', '.join(axes)}]")
 
 
-def _groups(groups: int, channels: int) -> int:
-    if groups == 0 or channels % groups:
-        raise ValueError(
-            f"B has {groups} groups: expected a divisor of the {channels} channels of u"
-        )
+def _groups(groups: int, count: int, served: str) -> int:
+    if groups == 0 or count % groups:
+        raise ValueError(f"B has {groups} groups: expected a divisor of the {count} {served}")
     return groups
 
 

@@ -1,0 +1,201 @@
+"""The gated delta rule as a torch operator: registration and gradients.
+
+Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464), section 3; the recurrence stands
+in ops/gdn_reference.py, its chunked form in ops/gdn_chunked.py.
+
+The backend is chosen inside the operators: nothing is asked of a device while torch.compile traces
+Python.
+
+Whatever the inputs' dtypes, and under autocast too, the state, the decays and everything that
+touches them are float32 (float64 for float64 inputs). The operator takes any mix of the smaller
+dtypes; o comes in v's dtype, every gradient in the dtype of its input.
+
+Shapes: B batch, L length, H heads, K key_dim, V value_dim.
+"""
+
+from typing import Any, Literal, get_args, overload
+
+import torch
+from torch import Tensor
+
+from scangolf.ops import gdn_chunked
+from scangolf.ops.checks import check_delta_rule
+from scangolf.ops.reference import state_dtype
+
+Backend = Literal["auto", "triton", "reference"]
+
+
+@overload
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    return_final_state: Literal[False] = False,
+    seq_idx: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor: ...
+
+
+@overload
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    *,
+    return_final_state: Literal[True],
+    seq_idx: Tensor | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def gated_delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Gated DeltaNet's memory: S_t = M_t + beta_t k_t (v_t - M_t^T k_t)^T, M_t = exp(g_t) S_{t-1}.
+
+    The output is o_t = S_t^T q_t. Nothing is scaled or normalised here: that is the caller's.
+
+    Args:
+        q: queries [batch, length, heads, key_dim], any floating dtype.
+        k: keys, shape of q. Expected of norm 1 at most: with longer ones a step can overshoot, and
+            the state grows without bound.
+        v: values [batch, length, heads, value_dim].
+        g: logarithm of the decay [batch, length, heads], at most 0; float32 is advised.
+        beta: how much of the value under the key is replaced [batch, length, heads], in [0, 1]; up
+            to 2, where what a step leaves of it changes its sign, works as well.
+        chunk_size: steps that are computed at once. The result does not depend on it.
+        initial_state: state before the first step [batch, heads, key_dim, value_dim]; zero if None.
+        return_final_state: also return the state after the last step, [batch, heads, key_dim,
+            value_dim], float32 (float64 for float64 inputs). Gradients flow through it.
+        seq_idx: integers [batch, length], the document of each position: the state restarts at
+            zero wherever the number changes from one position to the next. Position 0 continues
+            initial_state.
+        backend: "auto" and "reference" are plain torch operations, for any device and any floating
+            dtype. "triton" is the name of kernels to come: there are none so far.
+
+    Returns:
+        o [batch, length, heads, value_dim] in v's dtype, or (o, final state).
+
+    Raises:
+        ValueError: a shape, dtype or device that does not fit, no step in a chunk, or no such
+            backend: the message says which.
+    """
+    _check_name(backend)
+    check_delta_rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx)
+    o, final_state, _ = _rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend)
+    return (o, final_state) if return_final_state else o
+
+
+def _check_name(backend: str) -> None:
+    if backend not in get_args(Backend):
+        *names, last = map(repr, get_args(Backend))
+        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
+
+
+def _implementation(backend: str) -> Any:
+    """The `forward`, `backward` and `saved_shape` that run."""
+    if backend == "triton":
+        raise ValueError(
+            "backend is 'triton': the gated delta rule has no kernels, use 'reference'"
+        )
+    return gdn_chunked
+
+
+# --- registration -------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("scangolf::gated_delta_rule", mutates_args=())
+def _rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """o, the final state, and what the backend saves for the backward pass."""
+    with torch.autocast(v.device.type, enabled=False):
+        return _implementation(backend).forward(
+            q, k, v, g, beta, chunk_size, initial_state, seq_idx
+        )
+
+
+@_rule.register_fake
+def _(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend):
+    batch, _, heads, key_dim = q.shape
+    dtype = state_dtype(v)
+    return (
+        v.new_empty(v.shape),
+        v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=dtype),
+        v.new_empty(_implementation(backend).saved_shape(q, v, chunk_size), dtype=dtype),
+    )
+
+
+@torch.library.custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
+def _rule_backward(
+    grad_o: Tensor,
+    grad_final: Tensor | None,
+    saved: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int,
+    seq_idx: Tensor | None,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, g, beta, initial_state."""
+    with torch.autocast(v.device.type, enabled=False):
+        return _implementation(backend).backward(
+            grad_o, grad_final, saved, q, k, v, g, beta, chunk_size, seq_idx
+        )
+
+
+@_rule_backward.register_fake
+def _(grad_o, grad_final, saved, q, k, v, g, beta, chunk_size, seq_idx, backend):
+    batch, _, heads, key_dim = q.shape
+    state = saved.new_empty(batch, heads, key_dim, v.shape[-1])
+    return *(x.new_empty(x.shape) for x in (q, k, v, g, beta)), state
+
+
+def _save_for_backward(ctx, inputs, output):
+    q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend = inputs
+    ctx.save_for_backward(q, k, v, g, beta, seq_idx, output[2])
+    ctx.chunk_size, ctx.backend = chunk_size, backend
+    ctx.state_in = None if initial_state is None else initial_state.dtype
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grad_o, grad_final, _):
+    q, k, v, g, beta, seq_idx, saved = ctx.saved_tensors
+    if grad_o is None:
+        grad_o = torch.zeros_like(v)
+    *grads, d_initial = _rule_backward(
+        grad_o, grad_final, saved, q, k, v, g, beta, ctx.chunk_size, seq_idx, ctx.backend
+    )
+    d_initial = None if ctx.state_in is None else d_initial.to(ctx.state_in)
+    return *grads, None, d_initial, None, None
+
+
+_rule.register_autograd(_gradients, setup_context=_save_for_backward)
