@@ -1,11 +1,16 @@
 """The model: parameter counts, strict causality, decoding, initialisation, groups."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from scangolf.config import PRESETS, AttentionConfig, ModelConfig, S6Config
+from scangolf.artifact.codec import save_artifact
+from scangolf.artifact.load import load
+from scangolf.config import PRESETS, AttentionConfig, ModelConfig, S6Config, check_model
+from scangolf.data.tokenizer import Tokenizer, train_tokenizer
+from scangolf.layers import MIXERS
 from scangolf.model import HybridLM
 from scangolf.train.optim import partition
 
@@ -44,7 +49,9 @@ def test_published_hybrid_layout() -> None:
 def shrunk(name: str) -> ModelConfig:
     """A preset's model with its own layers, at a width that a test can afford."""
     model = PRESETS[name]().model
-    return dataclasses.replace(SMALL, n_layers=model.n_layers, pattern=model.pattern)
+    small = dataclasses.replace(SMALL, n_layers=model.n_layers, pattern=model.pattern)
+    check_model(small)
+    return small
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -89,6 +96,42 @@ def test_decoding_equals_the_whole_sequence(preset: str) -> None:
             steps.append(logits)
     found = torch.cat([first, second, torch.stack(steps, dim=1)], dim=1)
     torch.testing.assert_close(found, whole, atol=2e-4, rtol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(["the cat sat on the mat"], 280)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_comes_back_from_its_artifact(
+    preset: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """As it was written, but for the rounding: the same tensors, and about the same logits."""
+    model = lively(dataclasses.replace(shrunk(preset), vocab_size=tokenizer.vocab_size)).eval()
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    path, scheme = tmp_path / "artifact.sg", PRESETS[preset]().artifact.scheme
+    save_artifact(path, weights, model.parameter_groups(), model.config, tokenizer, scheme)
+    reloaded, _ = load(path)
+    assert reloaded.config == model.config
+    for name, parameter in reloaded.named_parameters():
+        torch.testing.assert_close(parameter, weights[name], atol=0.01, rtol=0.001)
+    tokens_BL = torch.randint(tokenizer.vocab_size, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded(tokens_BL), model(tokens_BL), atol=0.2, rtol=0.02)
+
+
+def test_a_model_of_all_mixers_compiles_whole() -> None:
+    config = dataclasses.replace(SMALL, n_layers=len(MIXERS), pattern=", ".join(MIXERS))
+    model = lively(config)
+    tokens_BL = torch.randint(37, (2, 9))
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    loss, expected = (f(tokens_BL, tokens_BL).mean() for f in (compiled, model))
+    torch.testing.assert_close(loss, expected)
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_attention_forgets_what_is_outside_its_window() -> None:

@@ -17,7 +17,7 @@ from tyro.conf import Suppress
 
 from scangolf.errors import UserError
 
-LayerKind = Literal["attention", "s6", "s6_seed"]
+LayerKind = Literal["attention", "s6", "s6_seed", "lti"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class ModelConfig:
     """Logits are capped smoothly to this magnitude."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     s6: S6Config = field(default_factory=S6Config)
+    """Layers s6 and lti."""
 
     @property
     def layers(self) -> tuple[LayerKind, ...]:
@@ -315,6 +316,13 @@ def ssm() -> RunConfig:
     return dataclasses.replace(hybrid(), preset="ssm", model=ModelConfig(pattern="s6"))
 
 
+def hybrid_lti() -> RunConfig:
+    """Three scans that do not select to one of attention: the control of `hybrid`."""
+    return dataclasses.replace(
+        hybrid(), preset="hybrid-lti", model=ModelConfig(pattern="3 lti : 1 attention")
+    )
+
+
 def tiny() -> RunConfig:
     """A hybrid of four blocks that learns within two minutes on two CPU cores."""
     return RunConfig(
@@ -341,6 +349,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "hybrid": hybrid,
     "hybrid-1to1": hybrid_1to1,
     "ssm": ssm,
+    "hybrid-lti": hybrid_lti,
 }
 
 

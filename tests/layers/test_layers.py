@@ -5,27 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mixer_cases import CONFIG, filled
 
-from scangolf.config import AttentionConfig, ModelConfig, S6Config
 from scangolf.layers.attention import ROTARY_ROWS, Attention, rotate
 from scangolf.layers.conv import CausalConv
 from scangolf.layers.s6 import S6
-
-CONFIG = ModelConfig(
-    d_model=24,
-    attention=AttentionConfig(n_heads=6, n_kv_heads=2, rope_base=100.0),
-    s6=S6Config(d_state=3, dt_rank=4, d_conv=4),
-)
-
-
-def filled(module: torch.nn.Module) -> torch.nn.Module:
-    """A float64 module with every parameter drawn anew, none of them zero."""
-    generator = torch.Generator().manual_seed(0)
-    module = module.double()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return module
 
 
 def test_rotation_is_a_complex_product() -> None:
@@ -48,7 +32,6 @@ def test_rotation_beyond_the_table_is_the_same_function() -> None:
 
 def test_attention_position_by_position() -> None:
     mixer = filled(Attention(CONFIG))
-    assert isinstance(mixer, Attention)
     x_BLD = torch.randn(1, 7, 24, dtype=torch.float64)
     found, _ = mixer(x_BLD)
 
@@ -79,7 +62,6 @@ def test_attention_position_by_position() -> None:
 
 def test_convolution_is_conv1d_and_continues() -> None:
     conv = filled(CausalConv(6, 4, weight_group="dynamics", bias_group="dynamics"))
-    assert isinstance(conv, CausalConv)
     x_BLE = torch.randn(2, 11, 6, dtype=torch.float64)
     expected = F.conv1d(F.pad(x_BLE.mT, (3, 0)), conv.weight, conv.bias, groups=6).mT
     whole, _ = conv(x_BLE)
@@ -93,7 +75,6 @@ def test_convolution_is_conv1d_and_continues() -> None:
 @pytest.mark.parametrize("length", [1, 3, 11])
 def test_convolution_of_a_sequence_is_that_of_its_positions(taps: int, length: int) -> None:
     conv = filled(CausalConv(6, taps, weight_group="dynamics", bias_group="dynamics"))
-    assert isinstance(conv, CausalConv)
     x_BLE = torch.randn(2, length, 6, dtype=torch.float64)
     past_BKE = torch.randn(2, taps - 1, 6, dtype=torch.float64)
     expected, after = conv(x_BLE, past_BKE)
@@ -105,7 +86,6 @@ def test_convolution_of_a_sequence_is_that_of_its_positions(taps: int, length: i
 def test_s6_position_by_position() -> None:
     """The layer's formulas (Gu & Dao 2023, section 3), one channel and one state at a time."""
     mixer = filled(S6(CONFIG))
-    assert isinstance(mixer, S6)
     x_BLD = torch.randn(1, 6, 24, dtype=torch.float64)
     found, _ = mixer(x_BLD)
 

@@ -5,7 +5,6 @@ Shapes: B batch, L length, D model width, E inner width, N state, R rank of delt
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from scangolf.config import ModelConfig
 from scangolf.layers.conv import CausalConv
+from scangolf.layers.dynamics import init_dt_bias
 from scangolf.layers.linear import Linear
 from scangolf.layers.mixer import Mixer
 from scangolf.ops.s6 import selective_scan
@@ -54,7 +54,7 @@ class ScanMixer(Mixer):
         raise NotImplementedError
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> S6State:
-        h_BEN = torch.zeros(batch, *self.A_log.shape, device=device)
+        h_BEN = self.A_log.new_zeros(batch, *self.A_log.shape, device=device)
         return S6State(self.conv.init_state(batch, device, dtype), h_BEN)
 
     def forward(self, x_BLD: Tensor, state: S6State | None = None) -> tuple[Tensor, S6State | None]:
@@ -97,11 +97,7 @@ class S6(ScanMixer):
 
     def init_weights(self, generator: torch.Generator) -> None:
         super().init_weights(generator)
-        log_dt = torch.empty_like(self.delta_bias)
-        log_dt.uniform_(math.log(self.dt_min), math.log(self.dt_max), generator=generator)
-        dt = log_dt.exp()
-        with torch.no_grad():
-            self.delta_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        init_dt_bias(self.delta_bias, generator, self.dt_min, self.dt_max)
 
     def scan_inputs(self, u: Tensor, z: Tensor) -> dict[str, Any]:
         delta, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
