@@ -1,10 +1,16 @@
-"""The selective scan written to be read: the truth that every fast form is checked against.
+"""The scans written to be read: the truth that every fast form is checked against.
 
-Mamba (Gu & Dao 2023, arXiv:2312.00752), section 3 and algorithm 2. With d = softplus(delta + bias):
+The selective scan of Mamba (Gu & Dao 2023, arXiv:2312.00752), section 3 and algorithm 2. With
+d = softplus(delta + bias):
 
     h_t = exp(d_t A) h_{t-1} + d_t B_t u_t        y_t = (sum_n C_t h_t + D u_t) silu(z_t)
 
-Shapes: B batch, L length, D channels, N state, G groups of channels.
+The SSD scan of Mamba-2 (Dao & Gu 2024, arXiv:2405.21060), section 3, the same with one decay for
+all P N states of a head. With d = softplus(dt + bias):
+
+    h_t = exp(d_t A) h_{t-1} + d_t x_t B_t'       y_t = (h_t C_t + D x_t) silu(z_t)
+
+Shapes: B batch, L length, D channels, H heads, P head size, N state, G groups of channels or heads.
 """
 
 import torch
@@ -62,3 +68,51 @@ def selective_scan_sequential(
     if z is not None:
         y_BLD = y_BLD * F.silu(z.to(dtype))
     return (y_BLD.to(u.dtype), h_BDN) if return_final_state else y_BLD.to(u.dtype)
+
+
+def ssd_scan_sequential(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+    seq_idx: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The recurrence one step at a time, for reading and for checking; arguments as in ops.ssd."""
+    dtype = state_dtype(x)
+    batch, length, heads, head_dim = x.shape
+    x_BLHP, A_H = x.to(dtype), A.to(dtype)
+    d_BLH = dt.to(dtype)
+    if dt_bias is not None:
+        d_BLH = d_BLH + dt_bias.to(dtype)
+    if dt_softplus:
+        d_BLH = F.softplus(d_BLH)
+    if B.dim() == 3:
+        B, C = B.unsqueeze(2), C.unsqueeze(2)
+    per_group = heads // B.shape[2]
+    h_BHPN = x_BLHP.new_zeros(batch, heads, head_dim, B.shape[3])
+    if initial_state is not None:
+        h_BHPN = initial_state.to(dtype)
+    y_LBHP: list[Tensor] = []
+    for t in range(length):
+        if seq_idx is not None and t > 0:
+            same_B = seq_idx[:, t] == seq_idx[:, t - 1]
+            h_BHPN = torch.where(same_B[:, None, None, None], h_BHPN, 0.0)
+        B_BH1N = B[:, t].to(dtype).repeat_interleave(per_group, dim=1).unsqueeze(2)
+        C_BH1N = C[:, t].to(dtype).repeat_interleave(per_group, dim=1).unsqueeze(2)
+        d_BH11 = d_BLH[:, t, :, None, None]
+        h_BHPN = torch.exp(d_BH11 * A_H[:, None, None]) * h_BHPN
+        h_BHPN = h_BHPN + d_BH11 * x_BLHP[:, t].unsqueeze(3) * B_BH1N
+        y_LBHP.append((C_BH1N * h_BHPN).sum(-1))
+    y_BLHP = torch.stack(y_LBHP, dim=1)
+    if D is not None:
+        y_BLHP = y_BLHP + D.to(dtype)[:, None] * x_BLHP
+    if z is not None:
+        y_BLHP = y_BLHP * F.silu(z.to(dtype))
+    return (y_BLHP.to(x.dtype), h_BHPN) if return_final_state else y_BLHP.to(x.dtype)

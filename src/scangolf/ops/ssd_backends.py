@@ -1,0 +1,87 @@
+"""Which backend runs an SSD scan: the one that was named, or the fastest that can.
+
+A backend has `forward`, `backward` and `saved_shape` as in ops/ssd_chunked.py. A module of kernels
+has `why_not`, too; it is imported where it is asked for, not before.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from scangolf.ops import ssd_chunked
+
+Backend = Literal["auto", "triton", "reference"]
+
+
+def check_name(backend: str) -> None:
+    """Raises ValueError unless this is the name of a backend."""
+    if backend not in get_args(Backend):
+        *names, last = map(repr, get_args(Backend))
+        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
+
+
+def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
+    """The backend that runs: "triton" or "reference".
+
+    The same inputs give the same answer, so that the backward pass finds what the forward pass
+    took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
+    is not there: fake ones, of which only shapes are asked.
+
+    Args:
+        backend: any of the names of `Backend`.
+        x: [batch, length, heads, head_dim].
+        A: [heads].
+        B: [batch, length, groups, state].
+
+    Raises:
+        ValueError: no such backend, or the one that was named cannot take the inputs.
+    """
+    check_name(backend)
+    if backend == "reference" or x.numel() == 0 or B.numel() == 0:
+        return "reference"
+    if x.is_cuda and not torch.cuda.is_available():
+        return "reference"
+    if backend == "auto":
+        return "triton" if x.is_cuda and why_not("triton", x, A, B) is None else "reference"
+    reason = why_not(backend, x, A, B)
+    if reason is not None:
+        raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
+    return backend
+
+
+def why_not(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str | None:
+    """What keeps a backend from the inputs; None if nothing does. Shapes as in choose_backend."""
+    if backend == "reference":
+        return None
+    if x.dtype == torch.float64:
+        return "they compute in float32, x is float64"
+    try:
+        kernels = _kernels()
+    except ImportError as error:
+        return f"they need {error.name}, which is not installed"
+    return kernels.why_not(x, A, B)
+
+
+def implementation(backend: str, x: Tensor, A: Tensor, B: Tensor) -> ModuleType:
+    """The `forward`, `backward` and `saved_shape` that run; all else as in `choose_backend`."""
+    return ssd_chunked if choose_backend(backend, x, A, B) == "reference" else _kernels()
+
+
+def saved_shape(backend: str, x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> tuple[int, ...]:
+    """Shape of what `forward` saves for `backward`, of tensors without data, too.
+
+    Batch and length may be symbolic. All other sizes become plain numbers for a GPU: a graph that
+    is compiled with these as symbols is compiled again where they change.
+    """
+    if x.is_cuda:
+        x = x.new_empty(*x.shape[:2], *map(int, x.shape[2:]))
+        A = A.new_empty(int(A.shape[0]))
+        B = B.new_empty(*B.shape[:2], *map(int, B.shape[2:]))
+    return implementation(backend, x, A, B).saved_shape(x, A, B, chunk_size)
+
+
+def _kernels() -> ModuleType:
+    return import_module("scangolf.ops.ssd_triton")
