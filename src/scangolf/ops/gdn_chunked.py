@@ -37,7 +37,7 @@ class _Chunk(NamedTuple):
     entry_BHT1: Tensor  # decay from before the chunk to step t
     exit_BHT1: Tensor  # decay from step t to the end of the chunk
     whole_BH11: Tensor  # decay from before the chunk to its end
-    fades_BHTS: Tensor  # decay (k_t . k_s); of no meaning where s >= t
+    fades_BHTS: Tensor  # decay (k_t . k_s): the system where s < t, not read elsewhere
     scores_BHTS: Tensor  # decay (q_t . k_s)
 
     def errors(self, S_BHKV: Tensor) -> Tensor:

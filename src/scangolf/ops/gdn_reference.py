@@ -1,7 +1,8 @@
 """The gated delta rule written to be read: the truth that every fast form is checked against.
 
-Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464), equation 10. The state is a memory
-of values under keys. A step lets it fade, then moves what it holds under k_t towards v_t:
+Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464), section 3.1. The state is a memory
+of values under keys (the paper's, transposed). A step lets it fade, then moves what it holds under
+k_t towards v_t:
 
     M_t = exp(g_t) S_{t-1}        S_t = M_t + beta_t k_t (v_t - M_t^T k_t)^T        o_t = S_t^T q_t
 

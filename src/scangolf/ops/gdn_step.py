@@ -1,6 +1,6 @@
 """One decoding step of the gated delta rule; the rule over a sequence is ops/gdn.py.
 
-Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464), equation 10.
+Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464), section 3.1.
 
 Shapes: B batch, H heads, K key_dim, V value_dim.
 """
