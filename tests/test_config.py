@@ -7,9 +7,12 @@ import pytest
 
 from scangolf.config import (
     PRESETS,
+    AttentionConfig,
     BatchConfig,
+    GDNConfig,
     ModelConfig,
     RunConfig,
+    SSDConfig,
     expand_pattern,
     run_config_from_dict,
     to_dict,
@@ -24,6 +27,7 @@ from scangolf.errors import UserError
         ("3 s6 : 1 attention", ["s6", "s6", "s6", "attention"]),
         ("s6:attention", ["s6", "attention"]),
         ("s6, s6, attention, s6", ["s6", "s6", "attention", "s6"]),
+        ("3 ssd : gdn, lti", ["ssd", "ssd", "ssd", "gdn", "lti"]),
         (" 2 s6_seed:attention ", ["s6_seed", "s6_seed", "attention"]),
     ],
 )
@@ -82,8 +86,35 @@ def test_a_config_file_is_read_strictly(change: dict[str, object], message: str)
         ({"batch": BatchConfig(tokens=1000)}, "--batch.tokens"),
         ({"batch": BatchConfig(micro_tokens=10)}, "--batch.micro-tokens"),
         ({"batch": BatchConfig(seq_len=0)}, "--batch.seq-len"),
+        (
+            {"model": ModelConfig(pattern="ssd", ssd=SSDConfig(head_dim=48))},
+            "--model.ssd.head-dim 48: needs a divisor of the inner width, 2 times 512",
+        ),
+        (
+            {"model": ModelConfig(pattern="parallel", ssd=SSDConfig(n_groups=3))},
+            "--model.ssd.n-groups 3: needs a divisor of the 16 heads of 64",
+        ),
+        (
+            {"model": ModelConfig(pattern="ssd", ssd=SSDConfig(d_state=0))},
+            "--model.ssd.d-state 0: needs at least 1",
+        ),
+        (
+            {"model": ModelConfig(pattern="gdn", gdn=GDNConfig(n_heads=-1))},
+            "--model.gdn.n-heads -1: needs at least 1",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(changes: dict[str, object], option: str) -> None:
     with pytest.raises(UserError, match=option):
         dataclasses.replace(PRESETS["baseline"](), **changes)  # type: ignore[arg-type]
+
+
+def test_layers_that_a_model_has_not_need_not_fit() -> None:
+    RunConfig(
+        "x",
+        model=ModelConfig(
+            d_model=48,
+            attention=AttentionConfig(n_heads=3, n_kv_heads=1),
+            ssd=SSDConfig(head_dim=64),
+        ),
+    )

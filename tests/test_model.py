@@ -8,7 +8,15 @@ import torch
 
 from scangolf.artifact.codec import save_artifact
 from scangolf.artifact.load import load
-from scangolf.config import PRESETS, AttentionConfig, ModelConfig, S6Config, check_model
+from scangolf.config import (
+    PRESETS,
+    AttentionConfig,
+    GDNConfig,
+    ModelConfig,
+    S6Config,
+    SSDConfig,
+    check_model,
+)
 from scangolf.data.tokenizer import Tokenizer, train_tokenizer
 from scangolf.layers import MIXERS
 from scangolf.model import HybridLM
@@ -22,6 +30,8 @@ SMALL = ModelConfig(
     embed_std=0.5,
     attention=AttentionConfig(n_heads=4, n_kv_heads=2),
     s6=S6Config(d_state=3, dt_rank=2),
+    ssd=SSDConfig(d_state=3, head_dim=8),
+    gdn=GDNConfig(n_heads=2, key_dim=4, value_dim=6),
 )
 
 
@@ -116,9 +126,11 @@ def test_every_preset_comes_back_from_its_artifact(
     assert reloaded.config == model.config
     for name, parameter in reloaded.named_parameters():
         torch.testing.assert_close(parameter, weights[name], atol=0.01, rtol=0.001)
-    tokens_BL = torch.randint(tokenizer.vocab_size, (1, 9))
+    generator = torch.Generator().manual_seed(1)
+    tokens_BL = torch.randint(tokenizer.vocab_size, (1, 9), generator=generator)
     with torch.no_grad():
-        torch.testing.assert_close(reloaded(tokens_BL), model(tokens_BL), atol=0.2, rtol=0.02)
+        moved = reloaded(tokens_BL) - model(tokens_BL)
+    assert moved.square().mean().sqrt() < 0.1  # of logits that vary by 2
 
 
 def test_a_model_of_all_mixers_compiles_whole() -> None:

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 Verb = Callable[[], None]
 """What a parsed command line will do, run after parsing is over."""
-PresetName = Literal["tiny", "baseline", "seed", "hybrid", "hybrid-1to1", "ssm", "hybrid-lti"]
+PresetName = Literal[
+    "tiny", "baseline", "seed", "hybrid", "hybrid-1to1", "ssm",
+    "hybrid-ssd", "hybrid-gdn", "hybrid-lti", "parallel",
+]  # fmt: skip
 
 LOCAL_VAL_SHARE = 0.05
 

@@ -17,7 +17,7 @@ from tyro.conf import Suppress
 
 from scangolf.errors import UserError
 
-LayerKind = Literal["attention", "s6", "s6_seed", "lti"]
+LayerKind = Literal["attention", "s6", "s6_seed", "lti", "ssd", "gdn", "parallel"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,32 @@ class S6Config:
 
 
 @dataclass(frozen=True)
+class SSDConfig:
+    d_state: int = 64
+    """State size N of a channel."""
+    expand: int = 2
+    """Inner width as a multiple of d_model."""
+    head_dim: int = 64
+    """Size of a head; the heads share out the inner width."""
+    n_groups: int = 1
+    """Groups of heads that share B and C."""
+    d_conv: int = 4
+    """Taps of the causal depthwise convolution."""
+
+
+@dataclass(frozen=True)
+class GDNConfig:
+    n_heads: int = 6
+    """Heads; with the sizes below a layer is as large as one of ssd, 6 d_model^2, at width 512."""
+    key_dim: int = 64
+    """Size of a head's queries and keys."""
+    value_dim: int = 128
+    """Size of a head's values."""
+    d_conv: int = 4
+    """Taps of the causal depthwise convolution."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     vocab_size: int = 1024
     """Tokens in the vocabulary; must match the tokenizer."""
@@ -71,6 +97,10 @@ class ModelConfig:
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     s6: S6Config = field(default_factory=S6Config)
     """Layers s6 and lti."""
+    ssd: SSDConfig = field(default_factory=SSDConfig)
+    """Layers ssd (Mamba-2) and parallel, whose other half is attention."""
+    gdn: GDNConfig = field(default_factory=GDNConfig)
+    """Layers gdn (Gated DeltaNet)."""
 
     @property
     def layers(self) -> tuple[LayerKind, ...]:
@@ -258,6 +288,31 @@ def check_model(model: ModelConfig) -> None:
         value = getattr(s6, name)
         _require(value > 0, f"model.s6.{name.replace('_', '-')}", value, "at least 1")
     _require(0 < s6.dt_min <= s6.dt_max, "model.s6.dt-min", s6.dt_min, "above 0, up to dt_max")
+    if {"ssd", "parallel"} & set(model.layers):
+        _check_ssd(model)
+    if "gdn" in model.layers:
+        for name, value in dataclasses.asdict(model.gdn).items():
+            _require(value > 0, f"model.gdn.{name.replace('_', '-')}", value, "at least 1")
+
+
+def _check_ssd(model: ModelConfig) -> None:
+    ssd = model.ssd
+    for name, value in dataclasses.asdict(ssd).items():
+        _require(value > 0, f"model.ssd.{name.replace('_', '-')}", value, "at least 1")
+    inner = ssd.expand * model.d_model
+    _require(
+        inner % ssd.head_dim == 0,
+        "model.ssd.head-dim",
+        ssd.head_dim,
+        f"a divisor of the inner width, {ssd.expand} times {model.d_model}",
+    )
+    heads = inner // ssd.head_dim
+    _require(
+        heads % ssd.n_groups == 0,
+        "model.ssd.n-groups",
+        ssd.n_groups,
+        f"a divisor of the {heads} heads of {ssd.head_dim}",
+    )
 
 
 def _require(valid: bool, option: str, value: object, wanted: str) -> None:
@@ -316,11 +371,30 @@ def ssm() -> RunConfig:
     return dataclasses.replace(hybrid(), preset="ssm", model=ModelConfig(pattern="s6"))
 
 
+def hybrid_ssd() -> RunConfig:
+    """Three Mamba-2 blocks to one of attention."""
+    return dataclasses.replace(
+        hybrid(), preset="hybrid-ssd", model=ModelConfig(pattern="3 ssd : 1 attention")
+    )
+
+
+def hybrid_gdn() -> RunConfig:
+    """Three Gated DeltaNet blocks to one of attention."""
+    return dataclasses.replace(
+        hybrid(), preset="hybrid-gdn", model=ModelConfig(pattern="3 gdn : 1 attention")
+    )
+
+
 def hybrid_lti() -> RunConfig:
     """Three scans that do not select to one of attention: the control of `hybrid`."""
     return dataclasses.replace(
         hybrid(), preset="hybrid-lti", model=ModelConfig(pattern="3 lti : 1 attention")
     )
+
+
+def parallel() -> RunConfig:
+    """Attention and Mamba-2 side by side in every block."""
+    return dataclasses.replace(hybrid(), preset="parallel", model=ModelConfig(pattern="parallel"))
 
 
 def tiny() -> RunConfig:
@@ -349,7 +423,10 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "hybrid": hybrid,
     "hybrid-1to1": hybrid_1to1,
     "ssm": ssm,
+    "hybrid-ssd": hybrid_ssd,
+    "hybrid-gdn": hybrid_gdn,
     "hybrid-lti": hybrid_lti,
+    "parallel": parallel,
 }
 
 

@@ -4,12 +4,14 @@ from typing import TypeVar
 
 import torch
 
-from scangolf.config import AttentionConfig, ModelConfig, S6Config
+from scangolf.config import AttentionConfig, GDNConfig, ModelConfig, S6Config, SSDConfig
 
 CONFIG = ModelConfig(
     d_model=24,
     attention=AttentionConfig(n_heads=6, n_kv_heads=2, rope_base=100.0),
     s6=S6Config(d_state=3, dt_rank=4, d_conv=4),
+    ssd=SSDConfig(d_state=5, head_dim=8, n_groups=2),
+    gdn=GDNConfig(n_heads=3, key_dim=4, value_dim=6),
 )
 
 M = TypeVar("M", bound=torch.nn.Module)

@@ -1,11 +1,11 @@
-"""Initial values of what sets the memory of a scan."""
+"""Initial values of what sets the memory of a scan: dt, and the decay A of a head."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def init_dt_bias(
@@ -20,3 +20,8 @@ def init_dt_bias(
     dt = log_dt.exp()
     with torch.no_grad():
         bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+
+
+def init_A_log(A_log: Tensor, generator: torch.Generator) -> None:  # noqa: N802
+    """Fills `A_log` so that A = -exp(A_log), one number a head, is log-uniform in [-16, -1]."""
+    nn.init.uniform_(A_log, 0.0, math.log(16.0), generator=generator)
