@@ -1,12 +1,13 @@
-"""The sequential recurrence against closed forms and a loop in numpy."""
+"""The sequential recurrences against closed forms, a loop in numpy, and each other."""
 
 from typing import Any
 
 import numpy as np
 import torch
-from scan_cases import make_inputs
+from scan_cases import documents, make_inputs
+from ssd_cases import make_ssd_inputs
 
-from scangolf.ops.reference import selective_scan_sequential
+from scangolf.ops.reference import selective_scan_sequential, ssd_scan_sequential
 
 
 def test_constant_inputs_give_a_geometric_series():
@@ -53,3 +54,25 @@ def test_the_state_restarts_where_the_document_changes():
     first = {k: v if k in ("A", "initial_state") else v[:, :4] for k, v in x.items()}
     parts: list[Any] = [selective_scan_sequential(**p) for p in (first, second)]
     torch.testing.assert_close(y, torch.cat(parts, dim=1), rtol=1e-12, atol=1e-14)
+
+
+def test_the_ssd_scan_is_a_selective_scan_with_one_decay_a_head():
+    """Its channels are the rows of the heads' states."""
+    x = make_ssd_inputs(length=20, heads=4, head_dim=5, state=3)
+    options: Any = {"return_final_state": True, "seq_idx": documents(2, 20, 7, 8)}
+    want_y, want_final = ssd_scan_sequential(**x, dt_softplus=True, **options)
+    y, final = selective_scan_sequential(
+        x["x"].flatten(2),
+        x["dt"].repeat_interleave(5, dim=2),
+        x["A"].repeat_interleave(5)[:, None].expand(-1, 3),
+        x["B"],
+        x["C"],
+        x["D"].repeat_interleave(5),
+        x["z"].flatten(2),
+        x["dt_bias"].repeat_interleave(5),
+        delta_softplus=True,
+        initial_state=x["initial_state"].flatten(1, 2),
+        **options,
+    )
+    torch.testing.assert_close(y.view_as(want_y), want_y, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(final.view_as(want_final), want_final, rtol=1e-12, atol=1e-14)

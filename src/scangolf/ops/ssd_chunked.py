@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scangolf.ops.reference import state_dtype
 
-SCRATCH_CPU = 1 << 19  # elements of a scratch array: here, what stays in the cache
+SCRATCH_CPU = 1 << 18  # elements of a scratch array: here, what stays in the cache
 SCRATCH_GPU = 1 << 25
 
 
@@ -58,10 +58,18 @@ class _Block(NamedTuple):
         return v[self.rows, self.steps].unflatten(1, (self.chunks.stop - self.chunks.start, -1))
 
     def of_heads(self, v_BLHP: Tensor, dtype: torch.dtype) -> Tensor:
+        """As [B, K, H, P, T]; not a copy if it has this layout."""
         return self.of(v_BLHP).permute(0, 1, 3, 4, 2).to(dtype).contiguous()
 
+    def write_heads(self, target_BLHP: Tensor, v_BKHPT: Tensor) -> None:
+        self.of(target_BLHP).copy_(v_BKHPT.permute(0, 1, 4, 2, 3))
+
     def of_groups(self, v_BLGN: Tensor, dtype: torch.dtype) -> Tensor:
+        """As [B, K, G, T, N], and [B, L, H] as [B, K, H, T]."""
         return self.of(v_BLGN).transpose(2, 3).to(dtype).contiguous()
+
+    def write_groups(self, target_BLGN: Tensor, v_BKGTN: Tensor) -> None:
+        self.of(target_BLGN).copy_(v_BKGTN.transpose(2, 3))
 
 
 class _Part(NamedTuple):
@@ -97,6 +105,10 @@ class _Part(NamedTuple):
         weights = self.with_group(self.decay_BKHit) * scores_BKGit.unsqueeze(3)
         return weights.view_as(self.decay_BKHit)
 
+    def drive_until_end(self) -> Tensor:
+        """What is left of drive at the end of its chunk, [B, K, G, H / G * P, T]."""
+        return self.merged(self.drive_BKHPT * self.to_end_BKHT.unsqueeze(3))
+
     def read(self, h_BKHPN: Tensor) -> Tensor:
         """What the states before the chunks are in y."""
         y = self.parted(self.merged(h_BKHPN) @ self.C_BKGTN.mT)
@@ -126,14 +138,14 @@ def forward(
     for block in _blocks(x, chunk_size):
         part = _part(scan, block)
         states = saved_BKHPN[block.rows, block.chunks]
-        written = part.merged(part.drive_BKHPT * part.to_end_BKHT.unsqueeze(3)) @ part.B_BKGTN
-        _carry(h_BHPN[block.rows], part, part.parted(written), states)
+        written = part.parted(part.drive_until_end() @ part.B_BKGTN)
+        _carry(h_BHPN[block.rows], part, written, states)
         y = (part.drive_BKHPT @ part.weights()).add_(part.read(states))
         if scan.D_H is not None:
             y.addcmul_(part.x_BKHPT, scan.D_H[:, None, None])
         if z is not None:
             y.mul_(F.silu(block.of_heads(z, dtype)))
-        block.of(y_BLHP).copy_(y.permute(0, 1, 4, 2, 3))
+        block.write_heads(y_BLHP, y)
     return y_BLHP, h_BHPN, saved_BKHPN
 
 
@@ -174,8 +186,8 @@ def backward(
             if scan.D_H is not None:
                 y.addcmul_(part.x_BKHPT, scan.D_H[:, None, None])
             gate = torch.ops.aten.silu_backward(y.mul_(dy), z_BKHPT)
-            block.of(dz).copy_(gate.permute(0, 1, 4, 2, 3))
-            dy.mul_(F.silu(z_BKHPT))
+            block.write_heads(dz, gate)
+            dy = dy * F.silu(z_BKHPT)  # a new one: dy may share grad_y's memory
 
         dy_start = part.merged(dy * part.from_start_BKHT.unsqueeze(3))
         g = torch.empty_like(h)
@@ -186,15 +198,14 @@ def backward(
         dweights = part.drive_BKHPT.mT @ dy
         pairs = weights.mul_(dweights)  # what drive_i and y_t are to the loss together
         dscores = part.with_group(dweights.mul_(part.decay_BKHit)).sum(3)
-        block.of(dC).copy_(
-            (dscores.mT @ part.B_BKGTN).add_(dy_start.mT @ part.merged(h)).transpose(2, 3)
-        )
-        drive_end = part.merged(part.drive_BKHPT * part.to_end_BKHT.unsqueeze(3))
-        block.of(dB).copy_(
-            (dscores @ part.C_BKGTN).add_(drive_end.mT @ part.merged(g)).transpose(2, 3)
+        block.write_groups(dC, (dscores.mT @ part.B_BKGTN).add_(dy_start.mT @ part.merged(h)))
+        block.write_groups(
+            dB, (dscores @ part.C_BKGTN).add_(part.drive_until_end().mT @ part.merged(g))
         )
         ddecay = _between(pairs, (dy * carried).sum(3), (part.drive_BKHPT * kept).sum(3))
         ddecay += (part.whole_BKH11 * (h * g).sum((3, 4), keepdim=True)).squeeze(4)
+        # where nothing is left to decay the sums leave their rounding errors
+        ddecay.masked_fill_(part.d_BKHT * scan.A_H[:, None] <= _nothing(dtype), 0.0)
 
         dA_H += (ddecay * part.d_BKHT).sum((0, 1, 3))
         dd = (part.x_BKHPT * ddrive).sum(3).addcmul_(ddecay, scan.A_H[:, None])
@@ -205,8 +216,8 @@ def backward(
         if scan.D_H is not None:
             dD_H += (dy * part.x_BKHPT).sum((0, 1, 3, 4))
             ddrive.addcmul_(dy, scan.D_H[:, None, None])
-        block.of(dx).copy_(ddrive.permute(0, 1, 4, 2, 3))
-        block.of(ddt).copy_(dd.transpose(2, 3))
+        block.write_heads(dx, ddrive)
+        block.write_groups(ddt, dd)
     dD, dbias = (
         x.new_empty(0) if v is None else grad.to(v.dtype)
         for v, grad in ((D, dD_H), (dt_bias, dbias_H))
@@ -273,9 +284,8 @@ def _part(scan: _Scan, block: _Block) -> _Part:
         d = biased = biased + scan.bias_H[:, None]
     if scan.softplus:
         d = F.softplus(biased)
-    # what decays to nothing in one step does so at this rate, too: sums and their errors stay small
-    nothing = math.log(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps) - 1
-    sums = (d * scan.A_H[:, None]).clamp_(min=nothing).cumsum(-1)
+    # of a decay to nothing the exponent does not matter: kept small, so are the errors of sums
+    sums = (d * scan.A_H[:, None]).clamp_(min=_nothing(dtype)).cumsum(-1)
     within = sums.unsqueeze(3) - sums.unsqueeze(4)
     from_start, to_end = sums.clone(), sums[..., -1:] - sums
     steps = torch.arange(x.shape[-1], device=x.device)
@@ -300,6 +310,12 @@ def _part(scan: _Scan, block: _Block) -> _Part:
         to_end,
         from_start[..., -1, None, None],
     )
+
+
+def _nothing(dtype: torch.dtype) -> float:
+    """An exponent at which, and below which, exp is 0."""
+    limits = torch.finfo(dtype)
+    return math.log(limits.smallest_normal * limits.eps) - 1
 
 
 def _fresh_state(h_BHPN: Tensor | None, x: Tensor, B: Tensor) -> Tensor:
