@@ -34,9 +34,7 @@ def inputs(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, length: in
         )
 
 
-def test_auto_takes_the_kernels_where_they_can(asked):
-    assert choose_backend("auto", *inputs()) == "triton"
-    asked[0] = "they take states of 128 at most"
+def test_auto_does_not_take_the_kernels_yet(asked):
     assert choose_backend("auto", *inputs()) == "reference"
 
 

@@ -102,9 +102,9 @@ def ssd_scan(
         seq_idx: integers [batch, length], the document of each position: the state restarts at
             zero wherever the number changes from one position to the next. Position 0 continues
             initial_state.
-        backend: "auto" takes the first of these that can take the inputs; float64 is the
-            reference's alone.
-            "triton": kernels for any GPU that Triton supports, compiled at their first call.
+        backend: "auto" is the reference, until the kernels have been checked on a GPU.
+            "triton": kernels for any GPU that Triton supports, compiled at their first call; not
+            for float64.
             "reference": plain torch operations, any device, any floating dtype.
 
     Returns:
