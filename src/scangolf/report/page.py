@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import jinja2
 
 from scangolf.report.folder import RunFolder, read_run
-from scangolf.report.plots import PALETTE, opening_is_cut, svg_plots
+from scangolf.report.plots import opening_is_cut, svg_plots
+from scangolf.report.style import PALETTE
 
 
 class Fact(NamedTuple):

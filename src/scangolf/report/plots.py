@@ -1,12 +1,9 @@
-"""The curves of a run, drawn by matplotlib without a display and without its global state."""
+"""The curves of a run, drawn in the style of report/style.py."""
 
 from __future__ import annotations
 
 import io
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,27 +12,12 @@ import numpy as np
 
 from scangolf.report.curves import smooth, thin, y_limits
 from scangolf.report.folder import RunFolder, read_run
+from scangolf.report.style import PALETTE, RAW, SCORE, TRAIN, Size, canvas, style, write_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = {
-    "paper": ("#fdfcfa", "#171614"),
-    "ink": ("#22201d", "#ebe7e0"),
-    "muted": ("#68635c", "#a8a299"),
-    "rule": ("#e2ded7", "#37342f"),
-    "raw": ("#a8c0da", "#466a92"),
-    "train": ("#2a5d91", "#86b8ea"),
-    "score": ("#c04d18", "#f2935b"),
-}
-"""Colours by their role, on light and on dark. Plots are drawn in the light ones."""
-INK, MUTED, RULE, RAW, TRAIN, SCORE = (
-    PALETTE[role][0] for role in ("ink", "muted", "rule", "raw", "train", "score")
-)
-
-Size = tuple[float, float]
-"""Width and height in points, which are pixels where a plot is shown at its own size."""
 WIDE: Size = (800, 330)
 NARROW: Size = (360, 300)
 SMALL: Size = (310, 200)
@@ -47,24 +29,14 @@ def curve_png(run: Path, path: Path) -> None:
     Raises UserError where `run` is no run folder.
     """
     folder = read_run(run)
-    with _style():
+    with style():
         figure = _bits_per_byte(folder, WIDE, legend_columns=4)
-        part = path.with_name(path.name + ".part")
-        figure.savefig(
-            part,
-            format="png",
-            dpi=144,
-            facecolor="white",
-            bbox_inches="tight",
-            pad_inches=0.2,
-            metadata={"Software": None},
-        )
-    os.replace(part, path)
+        write_png(figure, path)
 
 
 def svg_plots(folder: RunFolder) -> dict[str, str]:
     """The plots of the page by name, each an <svg> element that takes its colours from the page."""
-    with _style():
+    with style():
         bits = _describe_bits_per_byte(folder)
         return {
             "bits-wide": _svg(_bits_per_byte(folder, WIDE, 4), "bits-wide", bits),
@@ -225,63 +197,16 @@ def _time_unit(seconds: float) -> tuple[float, str]:
 # --- matplotlib ---------------------------------------------------------------------------------
 
 
-@contextmanager
-def _style() -> Iterator[None]:
-    """matplotlib's own defaults, whatever this machine prefers, and our few changes."""
-    import matplotlib.style
-
-    changes = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "scangolf",
-        "font.size": 11.5,
-        "text.color": INK,
-        "axes.labelcolor": MUTED,
-        "axes.labelsize": 11,
-        "axes.titlecolor": INK,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 11.5,
-        "axes.edgecolor": MUTED,
-        "axes.linewidth": 0.8,
-        "axes.spines.left": False,
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "axes.axisbelow": True,
-        "grid.color": RULE,
-        "grid.linewidth": 0.8,
-        "xtick.color": MUTED,
-        "xtick.labelcolor": MUTED,
-        "ytick.color": MUTED,
-        "ytick.labelcolor": MUTED,
-        "xtick.labelsize": 11,
-        "ytick.labelsize": 11,
-        "ytick.major.size": 0,
-        "legend.frameon": False,
-        "legend.fontsize": 11,
-        "legend.handlelength": 1.4,
-        "legend.handletextpad": 0.5,
-        "legend.columnspacing": 1.6,
-        "legend.labelcolor": MUTED,
-        "lines.solid_capstyle": "round",
-    }
-    with matplotlib.style.context(changes, after_reset=True):
-        yield
-
-
 def _figure(size: Size, folder: RunFolder) -> tuple[Figure, Axes]:
     """A figure of `size` with one plot over training time."""
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    width, height = size
-    figure = Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = canvas(size)
     scale, unit = _time_unit(folder.seconds)
     axes.set_xlim(0, 1.01 * folder.seconds / scale)
     axes.set_xlabel(f"training time ({unit})")
     axes.xaxis.set_major_locator(MaxNLocator(10 if size == WIDE else 5, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(6 if height > SMALL[1] else 4, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6 if size[1] > SMALL[1] else 4, steps=[1, 2, 5, 10]))
     return figure, axes
 
 
