@@ -1,10 +1,10 @@
 """The command line: instant help, one-line refusals, and every verb once from text to sample."""
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,12 +39,17 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     ],
 )
 def test_help_is_instant(args: str) -> None:
+    def used() -> float:
+        """Seconds of the processor in children: what else runs on the machine does not count."""
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
     seconds = []
     for _ in range(4):
-        start = time.perf_counter()
+        before = used()
         command = [sys.executable, "-m", "scangolf.cli", *args.split(), "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(used() - before)
         assert done.stdout.startswith("usage: scangolf")
         if seconds[-1] < 0.5:
             return
