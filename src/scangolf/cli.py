@@ -406,33 +406,42 @@ app.command(bench_app, name="bench", help="Speed, checked first, beside the peer
 
 @bench_app.command(name="scan")
 def bench_scan(
+    op: Literal["s6", "ssd", "gdn"] = "s6",
     shape: tuple[str, ...] = (),
     channels: int | None = None,
     state: int | None = None,
     dtype: Literal["bf16", "float16", "float32"] | None = None,
     seconds: float = 2.0,
     device: str = "auto",
+    crossing: bool = False,
+    png: Path | None = None,
     json: bool = False,
 ) -> Verb:
-    """Speed of the selective scan, forward and backward, beside its peers and its floor.
+    """Speed of a scan, forward and backward, beside its peers and its floor.
 
     Outputs and gradients are compared with float64 first: what fails gets no times, and exit
     code 1.
 
     Args:
-        shape: Shapes, each batch x length (16x4096); on a GPU 64x1024 16x4096 4x16384 unless given.
-        channels: 1024 on a GPU, 256 on a CPU, unless given.
-        state: States of a channel; 16 unless given.
+        op: s6 (Mamba's selective scan), ssd (Mamba-2's) or gdn (the gated delta rule).
+        shape: Shapes, each batch x length (16x4096); on a GPU 64x1024 16x4096, and for s6 4x16384,
+            unless given.
+        channels: 1024 on a GPU, 256 on a CPU, unless given; in heads of 64 for ssd and gdn.
+        state: States of a channel; 16 for s6, 64 for the others, unless given.
         dtype: Of the activations; bf16 on a GPU, float32 on a CPU, unless given.
         seconds: Of repetitions, for each figure.
         device: auto, cpu or cuda.
+        crossing: From which length on is the scan faster than attention? At one number of tokens,
+            65536 and lengths 512 to 32768 on a GPU, 2048 and 128 to 2048 on a CPU, unless shapes
+            are given.
+        png: Also draw the crossing, as this picture.
         json: Print JSON.
     """
 
     def verb() -> None:
         from scangolf.bench.scan import bench_scan as measure
 
-        if not measure(shape, channels, state, dtype, seconds, device, json):
+        if not measure(op, shape, channels, state, dtype, seconds, device, crossing, png, json):
             sys.exit(1)
 
     return verb

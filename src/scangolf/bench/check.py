@@ -1,4 +1,4 @@
-"""Is a selective scan right? y and every gradient against float64, and twice the same bits.
+"""Is a scan right? y and every gradient against float64, and twice the same bits.
 
 The check runs on the whole inputs that are timed afterwards, so that it sees the same kernels and
 the same cuts of the sequence. Only the truth is computed in parts, a few sequences and channels at
@@ -7,23 +7,15 @@ a time, because a float64 scan of everything would not fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scangolf.bench.floor import Shape
-from scangolf.ops import selective_scan
-from scangolf.ops.reference import selective_scan_sequential
+from scangolf.bench.operators import Operator, Tensors, results
 
-Tensors = dict[str, Tensor]
-
-LIMITS = {  # relative error of y, and of a gradient
-    torch.bfloat16: (4e-3, 1e-2),
-    torch.float16: (4e-3, 1e-2),
-    torch.float32: (1e-5, 1e-4),
-}
 ROOM_CPU, ROOM_GPU = 1 << 23, 1 << 28  # updates of the state that one part of the truth has
 
 
@@ -36,35 +28,20 @@ class Verdict:
     within_limits: bool
 
 
-def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[Tensors, Tensor]:
+def make_inputs(
+    operator: Operator, shape: Shape, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensors, Tensor]:
     """Keyword arguments of the scan, which want gradients, and the gradient of y."""
-    batch, length, channels, state = astuple(shape)
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(*size: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*size, generator=generator, device=device).to(dtype)
 
-    inputs = {
-        "u": normal(batch, length, channels),
-        "delta": normal(batch, length, channels) - 3,
-        "A": -torch.arange(1.0, state + 1, device=device).repeat(channels, 1),
-        "B": normal(batch, length, state),
-        "C": normal(batch, length, state),
-        "D": normal(channels, dtype=torch.float32),
-        "z": normal(batch, length, channels),
-        "delta_bias": normal(channels, dtype=torch.float32),
-    }
-    return {k: v.requires_grad_() for k, v in inputs.items()}, normal(batch, length, channels)
+    inputs = operator.draw(shape, normal, device)
+    return {k: v.requires_grad_() for k, v in inputs.items()}, normal(*inputs[operator.like].shape)
 
 
-def results(scan: Callable[[Tensors], Tensor], inputs: Tensors, dy: Tensor) -> Tensors:
-    """y and the gradients, by the names of the inputs."""
-    y = scan(inputs)
-    grads = torch.autograd.grad(y, list(inputs.values()), dy)
-    return {"y": y.detach()} | dict(zip(inputs, grads, strict=True))
-
-
-def truth(inputs: Tensors, dy: Tensor) -> Tensors:
+def truth(operator: Operator, shape: Shape, inputs: Tensors, dy: Tensor) -> Tensors:
     """`results` in float64: of the loop over time on a CPU, on a GPU of the chunked reference,
     which the tests compare with the loop."""
     wanted = {"y": torch.zeros_like(dy, dtype=torch.float64)}
@@ -72,23 +49,22 @@ def truth(inputs: Tensors, dy: Tensor) -> Tensors:
     on_cpu = dy.device.type == "cpu"
 
     def scan(part: Tensors) -> Tensor:
-        if on_cpu:
-            y = selective_scan_sequential(**part, delta_softplus=True)  # type: ignore[arg-type]
-            assert isinstance(y, Tensor)
-            return y
-        return selective_scan(**part, delta_softplus=True, backend="reference")  # type: ignore[call-overload]
+        return operator.loop(part) if on_cpu else operator.scan(part, "reference")
 
-    for where in _parts(inputs, ROOM_CPU if on_cpu else ROOM_GPU):
+    for where in _parts(operator, shape, inputs, ROOM_CPU if on_cpu else ROOM_GPU):
         part = {k: v.detach()[where[k]].double().requires_grad_() for k, v in inputs.items()}
-        for name, value in results(scan, part, dy[where["u"]].double()).items():
-            wanted[name][where["u" if name == "y" else name]] += value
+        for name, value in results(scan, part, dy[where["y"]].double()).items():
+            wanted[name][where[name]] += value
     return wanted
 
 
-def compare(got: Tensors, again: Tensors, wanted: Tensors, dtype: torch.dtype) -> Verdict:
-    """Of two runs on the same inputs: the errors of the first, and whether they are the same."""
+def compare(got: Tensors, again: Tensors, wanted: Tensors, limits: tuple[float, float]) -> Verdict:
+    """Of two runs on the same inputs: the errors of the first, and whether they are the same.
+
+    Limits: of the relative error of y, and of a gradient.
+    """
     errors = {name: _relative_error(got[name], want) for name, want in wanted.items()}
-    output, gradient = LIMITS[dtype]
+    output, gradient = limits
     within = all(e <= (output if name == "y" else gradient) for name, e in errors.items())
     return Verdict(errors, all(torch.equal(got[n], again[n]) for n in wanted), within)
 
@@ -97,14 +73,20 @@ def _relative_error(got: Tensor, want: Tensor) -> float:
     return ((got.double() - want).norm() / want.norm()).item()
 
 
-def _parts(inputs: Tensors, room: int) -> Iterator[dict[str, tuple[slice, ...]]]:
-    """Index of each input for every part: whole sequences, of some channels if need be."""
-    (batch, length, channels), state = inputs["u"].shape, inputs["A"].shape[1]
-    rows = max(1, room // (length * channels * state))
-    width = min(channels, max(1, room // (length * state)))
+def _parts(
+    operator: Operator, shape: Shape, inputs: Tensors, room: int
+) -> Iterator[dict[str, tuple[slice, ...]]]:
+    """Index of y and of each input for every part: whole sequences, of some channels or heads if
+    need be."""
+    batch, count = shape.batch, inputs[operator.like].shape[2]
+    rows = max(1, room * batch // shape.updates)
+    width = min(count, max(1, room * batch * count // shape.updates))
     for b in range(0, batch, rows):
-        for c in range(0, channels, width):
-            row, channel = slice(b, b + rows), slice(c, c + width)
-            index = dict.fromkeys(("u", "delta", "z"), (row, slice(None), channel))
-            index |= {"B": (row,), "C": (row,)}
-            yield index | dict.fromkeys(("A", "D", "delta_bias"), (channel,))
+        for c in range(0, count, width):
+            row, some = slice(b, b + rows), slice(c, c + width)
+            index = {
+                name: (some,) if x.dim() <= 2 else (row, slice(None), some)
+                for name, x in inputs.items()
+            }
+            index |= dict.fromkeys(operator.shared, (row,))
+            yield index | {"y": index[operator.like]}

@@ -10,7 +10,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from scangolf.bench.floor import Floor
-    from scangolf.bench.scan import Report, Row, ShapeReport
+    from scangolf.bench.record import Report, Row, ShapeReport
 
 WIDTH = 120  # where there is no terminal
 
@@ -21,12 +21,18 @@ def print_report(report: Report) -> None:
         console = Console(highlight=False, markup=False, width=WIDTH)
     for line in _head(report):
         console.print(line, soft_wrap=True)
+    if report.crossing is not None:
+        console.print(_crossing_table(report))
+        console.print(f"{report.crossing.words}, forward and backward", soft_wrap=True)
+        return
     console.print(
         "medians; both: forward and backward; memory: of both, beyond the inputs, in their bytes; "
         "errors: of y, and the largest of a gradient; speed-up: of both, over the peer"
     )
     for part in report.shapes:
         console.print(_table(part, report))
+        for note in part.notes:
+            console.print(note, soft_wrap=True)
         for row in part.rows:
             if row.passed is False:
                 console.print(f"{_name(row)}: {row.note}; no times", soft_wrap=True)
@@ -43,6 +49,7 @@ def _head(report: Report) -> list[str]:
     versions = [f"torch {report.torch}"]
     versions += [f"triton {report.triton}"] if report.triton else []
     versions += [f"mamba_ssm {report.mamba_ssm}"] if report.mamba_ssm else []
+    versions += [f"fla {report.fla}"] if report.fla else []
     known = [f"copies {rates.copy_bytes / 1e9:,.0f} GB/s"]
     if rates.multiprocessors:
         known.append(f"{rates.multiprocessors} multiprocessors")
@@ -50,9 +57,11 @@ def _head(report: Report) -> list[str]:
         known.append(f"{rates.clock_hz / 1e9:.2f} GHz ({rates.clock_source})")
     if rates.exponentials:
         known.append(f"{rates.exponentials / 1e12:.2f}e12 exponentials/s")
+    if rates.product_flop:
+        known.append(f"{report.dtype} products {rates.product_flop / 1e12:.3g} TFLOP/s")
     return [
         f"{report.device}, {', '.join(versions)}",
-        f"{report.dtype}, z, D, delta_bias and softplus fused; {', '.join(known)}",
+        f"{report.operator}, {report.dtype}, {report.about}; {', '.join(known)}",
         f"again: {report.command}",
     ]
 
@@ -80,6 +89,31 @@ def _table(part: ShapeReport, report: Report) -> Table:
     return table
 
 
+def _crossing_table(report: Report) -> Table:
+    shape = report.shapes[0].shape
+    title = (
+        f"{shape.batch * shape.length:,} tokens, {shape.channels} channels, {shape.state} states; "
+        "forward and backward, ms"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    scan, attention = report.shapes[0].rows
+    for column in ("length", "batch", _name(scan), _name(attention), "attention / scan", "errors"):
+        table.add_column(column, justify="right")
+    for part in report.shapes:
+        scan, attention = part.rows
+        assert scan.both is not None
+        assert attention.both is not None
+        table.add_row(
+            f"{part.shape.length:,}",
+            f"{part.shape.batch:,}",
+            f"{scan.both.median_ms:.3g}",
+            f"{attention.both.median_ms:.3g}",
+            f"{attention.both.median_ms / scan.both.median_ms:.2f}",
+            _errors(scan),
+        )
+    return table
+
+
 def _name(row: Row) -> str:
     return row.name if row.name == row.form else f"{row.name} ({row.form})"
 
@@ -102,10 +136,10 @@ def _errors(row: Row) -> str:
 
 
 def _floor(floor: Floor) -> str:
-    bound = "memory"
-    if floor.exponentials_ms is not None and floor.exponentials_ms > floor.memory_ms:
-        bound = "exponentials"
-    return f"{floor.ms:.3g} ms ({bound}; {floor.bytes / 1e9:.3g} GB)"
+    work = f"{floor.bytes / 1e9:.3g} GB"
+    if floor.flop:
+        work += f", {floor.flop / 1e12:.3g} TFLOP"
+    return f"{floor.ms:.3g} ms ({floor.bound}; {work})"
 
 
 def _number(value: float | None, form: str) -> str:

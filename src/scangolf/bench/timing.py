@@ -89,6 +89,12 @@ class Stopwatch:
         source, target = (torch.ones(size, dtype=torch.int8, device=self.device) for _ in "ab")
         return 2 * size / (1e-3 * self.time(lambda: target.copy_(source), most=20).median_ms)
 
+    def product_rate(self, dtype: torch.dtype) -> float:
+        """FLOP a second of a product of two large square matrices."""
+        side = 8192 if self.cuda else 1024
+        a, b = (torch.randn(side, side, device=self.device, dtype=dtype) for _ in "ab")
+        return 2 * side**3 / (1e-3 * self.time(lambda: a @ b, most=20).median_ms)
+
     def synchronize(self) -> None:
         if self.cuda:
             torch.cuda.synchronize(self.device)
