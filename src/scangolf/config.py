@@ -359,42 +359,39 @@ def hybrid() -> RunConfig:
     )
 
 
+def _hybrid_of(preset: str, pattern: str) -> RunConfig:
+    """`hybrid` with other layers."""
+    return dataclasses.replace(hybrid(), preset=preset, model=ModelConfig(pattern=pattern))
+
+
 def hybrid_1to1() -> RunConfig:
     """Selective-scan and attention blocks in turn."""
-    return dataclasses.replace(
-        hybrid(), preset="hybrid-1to1", model=ModelConfig(pattern="s6 : attention")
-    )
+    return _hybrid_of("hybrid-1to1", "s6 : attention")
 
 
 def ssm() -> RunConfig:
     """Selective-scan blocks only."""
-    return dataclasses.replace(hybrid(), preset="ssm", model=ModelConfig(pattern="s6"))
+    return _hybrid_of("ssm", "s6")
 
 
 def hybrid_ssd() -> RunConfig:
     """Three Mamba-2 blocks to one of attention."""
-    return dataclasses.replace(
-        hybrid(), preset="hybrid-ssd", model=ModelConfig(pattern="3 ssd : 1 attention")
-    )
+    return _hybrid_of("hybrid-ssd", "3 ssd : 1 attention")
 
 
 def hybrid_gdn() -> RunConfig:
     """Three Gated DeltaNet blocks to one of attention."""
-    return dataclasses.replace(
-        hybrid(), preset="hybrid-gdn", model=ModelConfig(pattern="3 gdn : 1 attention")
-    )
+    return _hybrid_of("hybrid-gdn", "3 gdn : 1 attention")
 
 
 def hybrid_lti() -> RunConfig:
     """Three scans that do not select to one of attention: the control of `hybrid`."""
-    return dataclasses.replace(
-        hybrid(), preset="hybrid-lti", model=ModelConfig(pattern="3 lti : 1 attention")
-    )
+    return _hybrid_of("hybrid-lti", "3 lti : 1 attention")
 
 
 def parallel() -> RunConfig:
     """Attention and Mamba-2 side by side in every block."""
-    return dataclasses.replace(hybrid(), preset="parallel", model=ModelConfig(pattern="parallel"))
+    return _hybrid_of("parallel", "parallel")
 
 
 def tiny() -> RunConfig:

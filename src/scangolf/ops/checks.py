@@ -1,7 +1,16 @@
 """What the operators refuse, in one line: the argument, what it is, what it must be."""
 
+from typing import Any, get_args
+
 import torch
 from torch import Tensor
+
+
+def check_backend(backend: str, backends: Any) -> None:
+    """Raises ValueError unless `backend` is one of the names in the Literal `backends`."""
+    if backend not in get_args(backends):
+        *names, last = map(repr, get_args(backends))
+        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
 
 
 def check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> None:

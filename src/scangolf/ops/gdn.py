@@ -13,13 +13,14 @@ dtypes; o comes in v's dtype, every gradient in the dtype of its input.
 Shapes: B batch, L length, H heads, K key_dim, V value_dim.
 """
 
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
 from scangolf.ops import gdn_chunked
-from scangolf.ops.checks import check_delta_rule
+from scangolf.ops.checks import check_backend, check_delta_rule
 from scangolf.ops.reference import state_dtype
 
 Backend = Literal["auto", "triton", "reference"]
@@ -97,16 +98,10 @@ def gated_delta_rule(
         ValueError: a shape, dtype or device that does not fit, no step in a chunk, or no such
             backend: the message says which.
     """
-    _check_name(backend)
+    check_backend(backend, Backend)
     check_delta_rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx)
     o, final_state, _ = _rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend)
     return (o, final_state) if return_final_state else o
-
-
-def _check_name(backend: str) -> None:
-    if backend not in get_args(Backend):
-        *names, last = map(repr, get_args(Backend))
-        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
 
 
 def _implementation(backend: str) -> Any:
@@ -121,7 +116,7 @@ def _implementation(backend: str) -> Any:
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::gated_delta_rule", mutates_args=())
+@custom_op("scangolf::gated_delta_rule", mutates_args=())
 def _rule(
     q: Tensor,
     k: Tensor,
@@ -151,7 +146,7 @@ def _(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend):
     )
 
 
-@torch.library.custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
+@custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
 def _rule_backward(
     grad_o: Tensor,
     grad_final: Tensor | None,

@@ -62,6 +62,7 @@ def kernel(
     return found
 
 
+@cache
 def available() -> bool:
     """Whether sources can be compiled here at all."""
     try:

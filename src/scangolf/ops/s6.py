@@ -16,10 +16,11 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
-from scangolf.ops.checks import check_scan
+from scangolf.ops.checks import check_backend, check_scan
 from scangolf.ops.reference import state_dtype
-from scangolf.ops.s6_backends import Backend, check_name, implementation, saved_shape
+from scangolf.ops.s6_backends import Backend, implementation, saved_shape
 
 
 @overload
@@ -108,7 +109,7 @@ def selective_scan(
         ValueError: a shape, dtype or device that does not fit, no such backend, or one named that
             cannot take the inputs: the message says why.
     """
-    check_name(backend)
+    check_backend(backend, Backend)
     check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     if B.dim() == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)
@@ -121,7 +122,7 @@ def selective_scan(
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::selective_scan", mutates_args=())
+@custom_op("scangolf::selective_scan", mutates_args=())
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -154,7 +155,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_id
     )
 
 
-@torch.library.custom_op("scangolf::selective_scan_backward", mutates_args=())
+@custom_op("scangolf::selective_scan_backward", mutates_args=())
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,

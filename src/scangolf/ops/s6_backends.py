@@ -5,23 +5,17 @@ have `why_not` and LARGEST_STATE, too; they are imported where they are asked fo
 """
 
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from scangolf.ops import s6_chunked
+from scangolf.ops.checks import check_backend
 from scangolf.ops.s6_slices import Sliced
 
 Backend = Literal["auto", "cuda", "triton", "reference"]
 KERNELS = ("cuda", "triton")  # the faster first
-
-
-def check_name(backend: str) -> None:
-    """Raises ValueError unless this is the name of a backend."""
-    if backend not in get_args(Backend):
-        *names, last = map(repr, get_args(Backend))
-        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
 
 
 def choose_backend(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str:
@@ -40,7 +34,7 @@ def choose_backend(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str:
     Raises:
         ValueError: no such backend, or the one that was named cannot take the inputs.
     """
-    check_name(backend)
+    check_backend(backend, Backend)
     if backend == "reference" or u.numel() == 0 or A.numel() == 0:
         return "reference"
     if u.is_cuda and not torch.cuda.is_available():

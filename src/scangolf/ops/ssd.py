@@ -16,10 +16,11 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
-from scangolf.ops.checks import check_ssd
+from scangolf.ops.checks import check_backend, check_ssd
 from scangolf.ops.reference import state_dtype
-from scangolf.ops.ssd_backends import Backend, check_name, implementation, saved_shape
+from scangolf.ops.ssd_backends import Backend, implementation, saved_shape
 
 
 @overload
@@ -114,7 +115,7 @@ def ssd_scan(
         ValueError: a shape, dtype or device that does not fit, a chunk_size below 1, no such
             backend, or one named that cannot take the inputs: the message says why.
     """
-    check_name(backend)
+    check_backend(backend, Backend)
     check_ssd(x, dt, A, B, C, D, z, dt_bias, chunk_size, initial_state, seq_idx)
     if B.dim() == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)
@@ -127,7 +128,7 @@ def ssd_scan(
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::ssd_scan", mutates_args=())
+@custom_op("scangolf::ssd_scan", mutates_args=())
 def _scan(
     x: Tensor,
     dt: Tensor,
@@ -161,7 +162,7 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, initial_state, seq
     )
 
 
-@torch.library.custom_op("scangolf::ssd_scan_backward", mutates_args=())
+@custom_op("scangolf::ssd_scan_backward", mutates_args=())
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,

@@ -6,21 +6,15 @@ has `why_not`, too; it is imported where it is asked for, not before.
 
 from importlib import import_module
 from types import ModuleType
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scangolf.ops import ssd_chunked
+from scangolf.ops.checks import check_backend
 
 Backend = Literal["auto", "triton", "reference"]
-
-
-def check_name(backend: str) -> None:
-    """Raises ValueError unless this is the name of a backend."""
-    if backend not in get_args(Backend):
-        *names, last = map(repr, get_args(Backend))
-        raise ValueError(f"backend is {backend!r}: expected {', '.join(names)} or {last}")
 
 
 def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
@@ -39,7 +33,7 @@ def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
     Raises:
         ValueError: no such backend, or the one that was named cannot take the inputs.
     """
-    check_name(backend)
+    check_backend(backend, Backend)
     if backend == "reference" or x.numel() == 0 or B.numel() == 0:
         return "reference"
     if x.is_cuda and not torch.cuda.is_available():

@@ -94,7 +94,8 @@ def backward(
         HAS_FINAL=grad_final is not None, adjoints=adjoints, grad_initial=grad_initial,
         **gradients,
     )  # fmt: skip
-    dx, dz, ddt = scan.like(x), scan.like(x if z is None else z), scan.like(dt, torch.float32)
+    dx, ddt = scan.like(x), scan.like(dt, torch.float32)
+    dz = dx if z is None else scan.like(z)  # not written where there is no z
     dB, dC = scan.like(B), scan.like(C)
     dA, dskip = (
         dx.new_empty(scan.batch * scan.chunks, scan.heads, dtype=torch.float32) for _ in "AD"
@@ -135,7 +136,7 @@ class _Scan:
         self.x = x = _last_dense(x.to(dtype))
         B, C = _last_dense(B.to(dtype)), _last_dense(C.to(dtype))
         dt = _last_dense(dt)
-        z = x if z is None else _last_dense(z)
+        gate = x if z is None else _last_dense(z.to(dtype))
         documents = x
         if seq_idx is not None:
             documents = torch.zeros_like(seq_idx, dtype=torch.int32)
@@ -143,7 +144,8 @@ class _Scan:
         self.arguments: dict[str, Any] = {
             "x": x, "x_batch": x.stride(0), "x_row": x.stride(1), "x_head": x.stride(2),
             "dt": dt, "dt_batch": dt.stride(0), "dt_row": dt.stride(1),
-            "z": z, "z_batch": z.stride(0), "z_row": z.stride(1), "z_head": z.stride(2),
+            "z": gate, "z_batch": gate.stride(0), "z_row": gate.stride(1),
+            "z_head": gate.stride(2),
             "B": B, "B_batch": B.stride(0), "B_row": B.stride(1), "B_group": B.stride(2),
             "C": C, "C_batch": C.stride(0), "C_row": C.stride(1), "C_group": C.stride(2),
             "A": A.contiguous(), "skip": A if D is None else D.contiguous(),
@@ -151,7 +153,7 @@ class _Scan:
             "length": length, "heads": self.heads, "chunks": self.chunks, "n": n, "p": p,
             "per_group": self.heads // self.groups,
             "Q": steps, "N": _padded(n), "P": _padded(p),
-            "HAS_Z": z is not x, "HAS_SKIP": D is not None, "HAS_BIAS": dt_bias is not None,
+            "HAS_Z": z is not None, "HAS_SKIP": D is not None, "HAS_BIAS": dt_bias is not None,
             "HAS_SEQ": seq_idx is not None, "SOFTPLUS": dt_softplus,
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
             "WIDE": not x.is_cuda,
