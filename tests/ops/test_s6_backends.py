@@ -1,7 +1,5 @@
 """Which backend runs: on machines as they may be, without their GPUs."""
 
-import ctypes
-import re
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -11,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from scangolf.ops import s6_backends, s6_cuda, selective_scan
+from scangolf.ops import s6_backends, selective_scan
 from scangolf.ops.s6_backends import Backend, choose_backend, saved_shape, why_not
 
 
@@ -129,15 +127,3 @@ def test_shapes_may_be_symbols(monkeypatch, backend, state):
         got, want = saved_shape(backend, *symbols), saved_shape(backend, *numbers)
     assert isinstance(got[0], torch.SymInt)
     assert tuple(map(int, got)) == want
-
-
-def test_the_cuda_kernels_and_python_agree_on_the_arguments():
-    source = (s6_cuda.FOLDER / "s6_cuda.cu").read_text()
-    body = source.split("struct Arguments {")[1].split("};")[0]
-    declared = re.findall(r"((?:const )?(?:long long|\w+)) ([^;]+);", re.sub(r"//.*", "", body))
-    want = []
-    for kind, names in declared:
-        for name in names.split(","):
-            size = 8 if "*" in name else {"long long": 8, "int": 4}[kind]
-            want.append((name.strip(" *"), size))
-    assert [(f[0], ctypes.sizeof(f[1])) for f in s6_cuda._Arguments._fields_] == want

@@ -180,7 +180,7 @@ def test_programs_fill_the_gpu():
         return s6_triton.tuning(u, torch.empty(channels, 16, device="meta"), B).chunks
 
     assert chosen(64, 1024, 1024) == 1
-    assert chosen(4, 16384, 1024) == 8
+    assert chosen(4, 16384, 1024) == 16
     assert chosen(1, 100, 64) == 1
 
 

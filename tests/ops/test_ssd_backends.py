@@ -22,7 +22,7 @@ def asked(monkeypatch) -> list[str | None]:
         return answers[0]
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(ssd_backends, "_kernels", lambda: SimpleNamespace(why_not=answer))
+    monkeypatch.setattr(ssd_backends, "_kernels", lambda name: SimpleNamespace(why_not=answer))
     return answers
 
 
@@ -34,8 +34,11 @@ def inputs(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, length: in
         )
 
 
-def test_auto_does_not_take_the_kernels_yet(asked):
+def test_auto_takes_the_fastest_that_can(asked):
+    assert choose_backend("auto", *inputs()) == "cuda"
+    asked[0] = "they take states of 16"
     assert choose_backend("auto", *inputs()) == "reference"
+    assert asked[1:] == ["asked"] * 3  # cuda; then both
 
 
 def test_one_that_was_named_is_taken_or_refused(asked):
@@ -68,7 +71,7 @@ def test_nothing_to_scan_takes_the_reference(asked, backend):
 
 
 def test_what_is_not_installed(monkeypatch):
-    def missing() -> Any:
+    def missing(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'triton'", name="triton")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

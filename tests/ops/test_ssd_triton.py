@@ -127,16 +127,7 @@ def test_strided_inputs_and_the_same_bits_every_time():
         assert torch.equal(got[name], want[name]), name
 
 
-def test_a_gate_that_is_the_input_itself():
-    x: Any = make_inputs(20, without=("z",))
-    same, copy = (
-        ssd_scan(**x, z=z, dt_softplus=True, chunk_size=16, backend="triton")
-        for z in (x["x"], x["x"].clone())
-    )
-    assert torch.equal(same, copy)
-
-
 def test_opcheck():
-    x = make_inputs(20, groups=2)
+    x = make_inputs(20, groups=2, without=("z",))
     args = (*(x[k] for k in list(x)[:-1]), True, 16, x["initial_state"], None, "triton")
     torch.library.opcheck(ssd._scan, args)

@@ -19,7 +19,7 @@ from scangolf.bench.operators import (
 )
 from scangolf.ops import ssd_scan
 from scangolf.ops.reference import ssd_scan_sequential
-from scangolf.ops.ssd_backends import choose_backend, why_not
+from scangolf.ops.ssd_backends import KERNELS, choose_backend, why_not
 
 CHUNK = 64
 CHUNK_OF_PEER = 256  # what its own layer takes
@@ -49,7 +49,7 @@ def _loop(inputs: Tensors) -> Tensor:
 def _backends(inputs: Tensors) -> list[tuple[str, str]]:
     x, A, B = inputs["x"], inputs["A"], inputs["B"].unsqueeze(2)
     resolved = choose_backend("auto", x, A, B)
-    return able(("triton",), resolved, x.is_cuda, lambda name: why_not(name, x, A, B))
+    return able(KERNELS, resolved, x.is_cuda, lambda name: why_not(name, x, A, B))
 
 
 def _flop(shape: Shape) -> int:

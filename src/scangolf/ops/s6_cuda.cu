@@ -1,5 +1,5 @@
-// What the kernels of the selective scan share. s6_cuda.py puts it before s6_cuda_forward.cu or
-// s6_cuda_backward.cu and compiles it at run time. The recurrence stands in reference.py:
+// What the kernels of the selective scan share. s6_cuda.py puts it, after lanes.cu, before s6_cuda_forward.cu
+// or s6_cuda_backward.cu and compiles it at run time. The recurrence stands in reference.py:
 //
 //     d = softplus(delta + bias)    x = d u    a = exp2(d A), A scaled by log2(e)
 //     h_t = a_t h_{t-1} + x_t B_t              y_t = (sum_n C_t h_t + D u_t) silu(z_t)
@@ -18,35 +18,6 @@
 // which kernel: FORWARD, ALONG or AGAINST.
 //
 // Shapes: b sequence, k chunk, n state, d channel, t step.
-
-typedef unsigned short u16;
-
-#if IO == 0
-typedef float io;
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float narrow(float x) { return x; }
-#else
-typedef u16 io;
-#if IO == 1
-__device__ __forceinline__ float widen(u16 x) { return __uint_as_float((unsigned)x << 16); }
-__device__ __forceinline__ u16 narrow(float x) {
-    u16 y;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
-    return y;
-}
-#else
-__device__ __forceinline__ float widen(u16 x) {
-    float y;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
-    return y;
-}
-__device__ __forceinline__ u16 narrow(float x) {
-    u16 y;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
-    return y;
-}
-#endif
-#endif
 
 struct Arguments {
     const io *u, *delta, *z, *grad_y;
@@ -72,60 +43,9 @@ constexpr int OWN = ROWS / SPLIT;                       // rows of a tile that a
 constexpr int TOGETHER = OWN < 8 ? OWN : 8;             // of these at a time
 constexpr int TILE = ROWS * CHANNELS, STEPS = RUNS * ROWS * 32, PARTS = WARPS * ROWS * 32;
 constexpr int UNROLLED = UNROLL;                        // pragmas know no macros
-constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
-
-// --- arithmetic -------------------------------------------------------------------------------
-
-__device__ __forceinline__ float exp2_(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float reciprocal(float x) {
-    float y;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-__device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.0f + exp2_(-LOG2_E * x)); }
-
-// softplus(x) and its derivative. With e = exp(-|x|), log(1 + e) = 2 artanh(e / (2 + e)) by a
-// polynomial of relative error 2e-7: small steps keep their precision.
-__device__ __forceinline__ float softplus(float x, float &slope) {
-    float e = exp2_(-LOG2_E * fabsf(x));
-    float s = e * reciprocal(2.0f + e), q = s * s;
-    float p = fmaf(q, 0.3422245383262634f, 0.3959006071090698f);
-    p = s * fmaf(q, fmaf(q, p, 0.6667597889900208f), 1.9999996423721313f);
-    float r = reciprocal(1.0f + e);
-    slope = x >= 0.0f ? r : e * r;
-    return fmaxf(x, 0.0f) + p;
-}
-
-__device__ __forceinline__ float step_size(io delta, float bias, bool there, float &slope) {
-    float d = widen(delta) + bias;
-    slope = 1.0f;
-    if (SOFTPLUS) d = softplus(d, slope);
-    return there ? d : 0.0f;                        // a step of size 0 changes nothing
-}
-
-// --- copies -----------------------------------------------------------------------------------
-
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // A barrier of the helpers alone.
 __device__ __forceinline__ void helpers_meet() { asm volatile("bar.sync 1, %0;" ::"n"(HELPERS) : "memory"); }
-
-template <int PENDING> __device__ __forceinline__ void copy_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-
-// 16 bytes into shared memory; zeros if they are not there.
-__device__ __forceinline__ void copy_16(io *to, const io *from, bool there) {
-    unsigned address = (unsigned)__cvta_generic_to_shared(to);
-    int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(bytes) : "memory");
-}
 
 // The way back, for a helping warp's rows and channels; its lanes must have met after writing them.
 __device__ __forceinline__ void store_rows(io *to, const io *from, long long row, int rows, int channels) {

@@ -251,7 +251,7 @@ class _Scan:
 
     def kernel(self, name: str, cut: Cut, shared_memory: int) -> nvrtc.Kernel:
         direction = "forward" if name == "forward" else "backward"
-        sources = FOLDER / "s6_cuda.cu", FOLDER / f"s6_cuda_{direction}.cu"
+        sources = FOLDER / "lanes.cu", FOLDER / "s6_cuda.cu", FOLDER / f"s6_cuda_{direction}.cu"
         macros = self.macros | {
             {"carry": "ALONG"}.get(name, name.upper()): 1,
             "CHUNKED": int(self.chunks > 1 and name != "forward"),

@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) along(const __g
             for (int i = 0; i < UNROLLED; ++i) {
                 const io *row = tile + (base + i) * CHANNELS + threadIdx.x;
                 float slope, u = widen(row[0]);
-                d[i] = step_size(row[TILE], bias, first + base + i < at.end, slope);
+                d[i] = step_size(widen(row[TILE]), bias, first + base + i < at.end, slope);
                 dy[i] = widen(row[3 * TILE]), dz_dy[i] = 0.0f;
                 if (HAS_Z) {
                     float z = widen(row[2 * TILE]), s = sigmoid(z);
@@ -256,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) against(const _
             for (int i = UNROLLED - 1; i >= 0; --i) {
                 const io *row = tile + (base + i) * CHANNELS + threadIdx.x;
                 u[i] = widen(row[0]);
-                d[i] = step_size(row[TILE], bias, first + base + i < at.end, slope[i]);
+                d[i] = step_size(widen(row[TILE]), bias, first + base + i < at.end, slope[i]);
                 dy[i] = widen(row[3 * TILE]);
                 if (HAS_Z) {
                     float z = widen(row[2 * TILE]);

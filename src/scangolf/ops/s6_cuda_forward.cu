@@ -82,7 +82,7 @@ forward(const __grid_constant__ Arguments p) {
 #pragma unroll
                 for (int i = 0; i < TOGETHER; ++i) {
                     const io *row = own + (base + i) * CHANNELS;
-                    float slope, d = step_size(row[TILE], bias, tile * ROWS + first_row + base + i < p.length, slope);
+                    float slope, d = step_size(widen(row[TILE]), bias, tile * ROWS + first_row + base + i < p.length, slope);
                     step[i] = {d, d * widen(row[0])};
                 }
 #pragma unroll

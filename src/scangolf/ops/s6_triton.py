@@ -49,12 +49,13 @@ class Tuning(NamedTuple):
 
 
 def tuning(u: Tensor, A: Tensor, B: Tensor) -> Tuning:
-    """Small programs compile fast; chunks make as many of them as fill the GPU."""
+    """Wide programs do the least work; chunks make as many of them as fill the GPU."""
     (batch, length, channels), groups = u.shape, B.shape[2]
-    programs = batch * groups * triton.cdiv(channels // groups, 32)
+    wide = 64 if A.shape[1] <= 16 else 32
+    programs = batch * groups * triton.cdiv(channels // groups, wide)
     chunks = min(triton.cdiv(ENOUGH_PROGRAMS, programs), length // SHORTEST_CHUNK)
-    sweep = Block(32, 1, ahead=False)
-    return Tuning(Block(32, 2), Block(32, 4), sweep, sweep, max(chunks, 1))
+    sweep = Block(wide, 2, ahead=False)
+    return Tuning(Block(wide, 4), Block(wide, 8), sweep, sweep, max(chunks, 1))
 
 
 def why_not(u: Tensor, A: Tensor, B: Tensor) -> str | None:

@@ -15,12 +15,13 @@ Shapes: B batch, L length, H heads, P head size, N state, G groups of heads.
 from typing import Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.library import custom_op
 
 from scangolf.ops.checks import check_backend, check_ssd
 from scangolf.ops.reference import state_dtype
-from scangolf.ops.ssd_backends import Backend, implementation, saved_shape
+from scangolf.ops.ssd_backends import Backend, implementation, saved
 
 
 @overload
@@ -103,7 +104,9 @@ def ssd_scan(
         seq_idx: integers [batch, length], the document of each position: the state restarts at
             zero wherever the number changes from one position to the next. Position 0 continues
             initial_state.
-        backend: "auto" is the reference, until the kernels have been checked on a GPU.
+        backend: "auto" is the first of these that takes the inputs.
+            "cuda": kernels for NVIDIA GPUs from Ampere on, compiled in a second at their first
+            call. x of 16 bits, in whose dtype all products are; states of 16 to 256, powers of 2.
             "triton": kernels for any GPU that Triton supports, compiled at their first call; not
             for float64.
             "reference": plain torch operations, any device, any floating dtype.
@@ -120,8 +123,10 @@ def ssd_scan(
     if B.dim() == 3:
         B, C = B.unsqueeze(2), C.unsqueeze(2)
     y, final_state, _ = _scan(
-        x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx, backend
+        x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx, backend
     )
+    if z is not None:
+        y = (y * F.silu(z)).to(y.dtype)  # a compiler fuses it with what follows
     return (y, final_state) if return_final_state else y
 
 
@@ -136,7 +141,6 @@ def _scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
@@ -147,18 +151,17 @@ def _scan(
     """y, the final state, and what the backend saves for the backward pass."""
     with torch.autocast(x.device.type, enabled=False):
         return implementation(backend, x, A, B).forward(
-            x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx
+            x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx
         )
 
 
 @_scan.register_fake
-def _(x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx, backend):
+def _(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx, backend):
     batch, _, heads, head_dim = x.shape
-    dtype = state_dtype(x)
     return (
         x.new_empty(x.shape),
-        x.new_empty(batch, heads, head_dim, B.shape[3], dtype=dtype),
-        x.new_empty(saved_shape(backend, x, A, B, chunk_size), dtype=dtype),
+        x.new_empty(batch, heads, head_dim, B.shape[3], dtype=state_dtype(x)),
+        saved(backend, x, A, B, chunk_size),
     )
 
 
@@ -166,31 +169,29 @@ def _(x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, initial_state, seq
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,
-    saved: Tensor,
+    states: Tensor,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
     seq_idx: Tensor | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; empty where absent."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state; empty where absent."""
     with torch.autocast(x.device.type, enabled=False):
         return implementation(backend, x, A, B).backward(
-            grad_y, grad_final, saved, x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size,
-            seq_idx,
-        )  # fmt: skip
+            grad_y, grad_final, states, x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, seq_idx
+        )
 
 
 @_scan_backward.register_fake
 def _(
-    grad_y, grad_final, saved, x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, seq_idx,
+    grad_y, grad_final, states, x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, seq_idx,
     backend,
 ):  # fmt: skip
     def like(v: Tensor | None) -> Tensor:
@@ -198,28 +199,28 @@ def _(
 
     batch, _, heads, head_dim = x.shape
     state = x.new_empty(batch, heads, head_dim, B.shape[3], dtype=state_dtype(x))
-    return *(like(v) for v in (x, dt, A, B, C, D, z, dt_bias)), state
+    return *(like(v) for v in (x, dt, A, B, C, D, dt_bias)), state
 
 
 def _save_for_backward(ctx, inputs, output):
-    x, dt, A, B, C, D, z, dt_bias, softplus, chunk_size, initial_state, seq_idx, backend = inputs
-    ctx.save_for_backward(x, dt, A, B, C, D, z, dt_bias, seq_idx, output[2])
+    x, dt, A, B, C, D, dt_bias, softplus, chunk_size, initial_state, seq_idx, backend = inputs
+    ctx.save_for_backward(x, dt, A, B, C, D, dt_bias, seq_idx, output[2])
     ctx.softplus, ctx.chunk_size, ctx.backend = softplus, chunk_size, backend
     ctx.state_in = None if initial_state is None else initial_state.dtype
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx, grad_y, grad_final, _):
-    x, dt, A, B, C, D, z, dt_bias, seq_idx, saved = ctx.saved_tensors
+    x, dt, A, B, C, D, dt_bias, seq_idx, states = ctx.saved_tensors
     if grad_y is None:
         grad_y = torch.zeros_like(x)
     grads = _scan_backward(
-        grad_y, grad_final, saved, x, dt, A, B, C, D, z, dt_bias,
+        grad_y, grad_final, states, x, dt, A, B, C, D, dt_bias,
         ctx.softplus, ctx.chunk_size, seq_idx, ctx.backend,
     )  # fmt: skip
-    dx, ddt, dA, dB, dC, dD, dz, dbias, d_initial = grads
+    dx, ddt, dA, dB, dC, dD, dbias, d_initial = grads
     d_initial = None if ctx.state_in is None else d_initial.to(ctx.state_in)
-    optional = (None if v is None else g for v, g in ((D, dD), (z, dz), (dt_bias, dbias)))
+    optional = (None if v is None else g for v, g in ((D, dD), (dt_bias, dbias)))
     return dx, ddt, dA, dB, dC, *optional, None, None, d_initial, None, None
 
 

@@ -1,7 +1,7 @@
-"""Which backend runs an SSD scan: the one that was named, or the reference.
+"""Which backend runs an SSD scan: the one that was named, or the fastest that can.
 
-A backend has `forward`, `backward` and `saved_shape` as in ops/ssd_chunked.py. A module of kernels
-has `why_not`, too; it is imported where it is asked for, not before.
+A backend has `forward`, `backward` and `saved` as in ops/ssd_chunked.py. Modules of kernels have
+`why_not`, too; they are imported where they are asked for, not before.
 """
 
 from importlib import import_module
@@ -14,11 +14,12 @@ from torch import Tensor
 from scangolf.ops import ssd_chunked
 from scangolf.ops.checks import check_backend
 
-Backend = Literal["auto", "triton", "reference"]
+Backend = Literal["auto", "cuda", "triton", "reference"]
+KERNELS = ("cuda", "triton")  # the faster first
 
 
 def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
-    """The backend that runs: "triton" or "reference".
+    """The backend that runs: "cuda", "triton" or "reference".
 
     The same inputs give the same answer, so that the backward pass finds what the forward pass
     took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
@@ -39,7 +40,8 @@ def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
     if x.is_cuda and not torch.cuda.is_available():
         return "reference"
     if backend == "auto":
-        return "reference"  # until the kernels have been checked on a GPU
+        able = (name for name in KERNELS if x.is_cuda and why_not(name, x, A, B) is None)
+        return next(able, "reference")
     reason = why_not(backend, x, A, B)
     if reason is not None:
         raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
@@ -53,19 +55,20 @@ def why_not(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str | None:
     if x.dtype == torch.float64:
         return "they compute in float32, x is float64"
     try:
-        kernels = _kernels()
+        kernels = _kernels(backend)
     except ImportError as error:
         return f"they need {error.name}, which is not installed"
     return kernels.why_not(x, A, B)
 
 
 def implementation(backend: str, x: Tensor, A: Tensor, B: Tensor) -> ModuleType:
-    """The `forward`, `backward` and `saved_shape` that run; all else as in `choose_backend`."""
-    return ssd_chunked if choose_backend(backend, x, A, B) == "reference" else _kernels()
+    """The `forward`, `backward` and `saved` that run; all else as in `choose_backend`."""
+    chosen = choose_backend(backend, x, A, B)
+    return ssd_chunked if chosen == "reference" else _kernels(chosen)
 
 
-def saved_shape(backend: str, x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> tuple[int, ...]:
-    """Shape of what `forward` saves for `backward`, of tensors without data, too.
+def saved(backend: str, x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> Tensor:
+    """Without its numbers, what `forward` saves for `backward`, of tensors without data, too.
 
     Batch and length may be symbolic. All other sizes become plain numbers for a GPU: a graph that
     is compiled with these as symbols is compiled again where they change.
@@ -74,8 +77,8 @@ def saved_shape(backend: str, x: Tensor, A: Tensor, B: Tensor, chunk_size: int) 
         x = x.new_empty(*x.shape[:2], *map(int, x.shape[2:]))
         A = A.new_empty(int(A.shape[0]))
         B = B.new_empty(*B.shape[:2], *map(int, B.shape[2:]))
-    return implementation(backend, x, A, B).saved_shape(x, A, B, chunk_size)
+    return implementation(backend, x, A, B).saved(x, A, B, chunk_size)
 
 
-def _kernels() -> ModuleType:
-    return import_module("scangolf.ops.ssd_triton")
+def _kernels(backend: str) -> ModuleType:
+    return import_module(f"scangolf.ops.ssd_{backend}")

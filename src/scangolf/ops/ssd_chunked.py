@@ -38,7 +38,6 @@ class _Scan(NamedTuple):
     dt: Tensor
     B: Tensor
     C: Tensor
-    z: Tensor | None
     document_BL: Tensor | None  # counted from 0
     A_H: Tensor
     D_H: Tensor | None
@@ -122,7 +121,6 @@ def forward(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
@@ -131,9 +129,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [B, L, H, P] in x's dtype, the final state [B, H, P, N], the saved states
     [B, K, H, P, N]; B and C are [B, L, G, N]."""
-    scan, dtype = _scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus, seq_idx), state_dtype(x)
+    scan = _scan(x, dt, A, B, C, D, dt_bias, dt_softplus, seq_idx)
     y_BLHP = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    saved_BKHPN = x.new_empty(saved_shape(x, A, B, chunk_size), dtype=dtype)
+    saved_BKHPN = saved(x, A, B, chunk_size)
     h_BHPN = _fresh_state(initial_state, x, B)
     for block in _blocks(x, chunk_size):
         part = _part(scan, block)
@@ -143,8 +141,6 @@ def forward(
         y = (part.drive_BKHPT @ part.weights()).add_(part.read(states))
         if scan.D_H is not None:
             y.addcmul_(part.x_BKHPT, scan.D_H[:, None, None])
-        if z is not None:
-            y.mul_(F.silu(block.of_heads(z, dtype)))
         block.write_heads(y_BLHP, y)
     return y_BLHP, h_BHPN, saved_BKHPN
 
@@ -159,35 +155,25 @@ def backward(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
     seq_idx: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_state, the last [B, H, P, N] in the dtype
-    of the state; those of absent D, z, dt_bias are empty.
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state, the last [B, H, P, N] in the dtype
+    of the state; those of absent D, dt_bias are empty.
 
     The gradient of d_t A is that of every product the decay of step t is a factor of: what is
     written before t and read at t or later, the states before and after the chunk included.
     """
-    scan, dtype = _scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus, seq_idx), state_dtype(x)
+    scan, dtype = _scan(x, dt, A, B, C, D, dt_bias, dt_softplus, seq_idx), state_dtype(x)
     dx, ddt, dB, dC = (torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in (x, dt, B, C))
-    dz = x.new_empty(0) if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     dA_H, dD_H, dbias_H = (torch.zeros_like(scan.A_H) for _ in range(3))
     g_BHPN = _fresh_state(grad_final, x, B)
     for block in reversed(_blocks(x, chunk_size)):
         part, h = _part(scan, block), saved_BKHPN[block.rows, block.chunks]
         weights, carried = part.weights(), part.read(h)
         dy = block.of_heads(grad_y, dtype)
-        if z is not None:
-            z_BKHPT = block.of_heads(z, dtype)
-            y = (part.drive_BKHPT @ weights).add_(carried)
-            if scan.D_H is not None:
-                y.addcmul_(part.x_BKHPT, scan.D_H[:, None, None])
-            gate = torch.ops.aten.silu_backward(y.mul_(dy), z_BKHPT)
-            block.write_heads(dz, gate)
-            dy = dy * F.silu(z_BKHPT)  # a new one: dy may share grad_y's memory
 
         dy_start = part.merged(dy * part.from_start_BKHT.unsqueeze(3))
         g = torch.empty_like(h)
@@ -222,13 +208,14 @@ def backward(
         x.new_empty(0) if v is None else grad.to(v.dtype)
         for v, grad in ((D, dD_H), (dt_bias, dbias_H))
     )
-    return dx, ddt, dA_H.to(A.dtype), dB, dC, dD, dz, dbias, g_BHPN
+    return dx, ddt, dA_H.to(A.dtype), dB, dC, dD, dbias, g_BHPN
 
 
-def saved_shape(x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> tuple[int, ...]:
-    """Shape of the states that `forward` saves for `backward`: [B, K, H, P, N]."""
+def saved(x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> Tensor:
+    """The states that `forward` saves for `backward`, without numbers: [B, K, H, P, N]."""
     batch, length, heads, head_dim = x.shape
-    return batch, (length + chunk_size - 1) // chunk_size, heads, head_dim, B.shape[3]
+    chunks = (length + chunk_size - 1) // chunk_size
+    return x.new_empty(batch, chunks, heads, head_dim, B.shape[3], dtype=state_dtype(x))
 
 
 def _carry(h_BHPN: Tensor, part: _Part, added: Tensor, states: Tensor, back: bool = False) -> None:
@@ -264,7 +251,6 @@ def _scan(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     bias: Tensor | None,
     softplus: bool,
     seq_idx: Tensor | None,
@@ -273,7 +259,7 @@ def _scan(
     if seq_idx is not None:
         document = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0)).cumsum(1)
     D, bias = (None if v is None else v.to(dtype) for v in (D, bias))
-    return _Scan(x, dt, B, C, z, document, A.to(dtype), D, bias, softplus)
+    return _Scan(x, dt, B, C, document, A.to(dtype), D, bias, softplus)
 
 
 def _part(scan: _Scan, block: _Block) -> _Part:

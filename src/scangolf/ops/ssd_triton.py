@@ -31,10 +31,10 @@ def why_not(x: Tensor, A: Tensor, B: Tensor) -> str | None:
     return None
 
 
-def saved_shape(x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> tuple[int, ...]:
-    """Shape of the states that `forward` saves for `backward`: [B, K, H, N, P]."""
+def saved(x: Tensor, A: Tensor, B: Tensor, chunk_size: int) -> Tensor:
+    """The states that `forward` saves for `backward`, without numbers: [B, K, H, N, P]."""
     chunks = -(-x.shape[1] // _steps(chunk_size))
-    return x.shape[0], chunks, x.shape[2], B.shape[3], x.shape[3]
+    return x.new_empty(x.shape[0], chunks, x.shape[2], B.shape[3], x.shape[3])
 
 
 def forward(
@@ -44,7 +44,6 @@ def forward(
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
@@ -52,12 +51,12 @@ def forward(
     seq_idx: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [B, L, H, P] in x's dtype, the final state [B, H, P, N] in float32, the saved states."""
-    scan = _Scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, seq_idx)
+    scan = _Scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, seq_idx)
     y = scan.like(x)
     final = x.new_empty(*x.shape[:1], *x.shape[2:], B.shape[3], dtype=torch.float32)
-    states = x.new_empty(saved_shape(x, A, B, chunk_size), dtype=torch.float32)
+    states = saved(x, A, B, chunk_size)
     scan.launch(
-        scan_kernel, scan.batch * scan.heads, warps=8,
+        scan_kernel, scan.batch * scan.heads,
         initial=x if initial_state is None else initial_state.contiguous(),
         HAS_INITIAL=initial_state is not None, y=y, states=states, final=final,
     )  # fmt: skip
@@ -67,47 +66,43 @@ def forward(
 def backward(
     grad_y: Tensor,
     grad_final: Tensor | None,
-    saved: Tensor,
+    states: Tensor,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor | None,
-    z: Tensor | None,
     dt_bias: Tensor | None,
     dt_softplus: bool,
     chunk_size: int,
     seq_idx: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of x, dt, A, B, C, D, z, dt_bias, initial_state; empty where absent."""
-    scan = _Scan(x, dt, A, B, C, D, z, dt_bias, dt_softplus, chunk_size, seq_idx)
+    """Gradients of x, dt, A, B, C, D, dt_bias, initial_state; empty where absent."""
+    scan = _Scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, seq_idx)
     dy = _last_dense(grad_y.to(scan.x.dtype))
     gradients: dict[str, Any] = {
         "grad_y": dy, "dy_batch": dy.stride(0), "dy_row": dy.stride(1), "dy_head": dy.stride(2),
     }  # fmt: skip
-    adjoints = torch.empty_like(saved)
+    adjoints = torch.empty_like(states)
     grad_initial = x.new_empty(*x.shape[:1], *x.shape[2:], B.shape[3], dtype=torch.float32)
     scan.launch(
-        adjoint_kernel, scan.batch * scan.heads, warps=4,
+        adjoint_kernel, scan.batch * scan.heads,
         grad_final=dy if grad_final is None else grad_final.contiguous(),
         HAS_FINAL=grad_final is not None, adjoints=adjoints, grad_initial=grad_initial,
         **gradients,
     )  # fmt: skip
     dx, ddt = scan.like(x), scan.like(dt, torch.float32)
-    dz = dx if z is None else scan.like(z)  # not written where there is no z
     dB, dC = scan.like(B), scan.like(C)
     dA, dskip = (
         dx.new_empty(scan.batch * scan.chunks, scan.heads, dtype=torch.float32) for _ in "AD"
     )
-    gradients |= {"states": saved, "adjoints": adjoints}
+    gradients |= {"states": states, "adjoints": adjoints}
     scan.launch(
-        inputs_kernel, scan.batch * scan.chunks * scan.heads, warps=8,
-        dx=dx, ddt=ddt, dz=dz, dA=dA, dskip=dskip, **gradients,
+        inputs_kernel, scan.batch * scan.chunks * scan.heads,
+        dx=dx, ddt=ddt, dA=dA, dskip=dskip, **gradients,
     )  # fmt: skip
-    scan.launch(
-        weights_kernel, scan.batch * scan.chunks * scan.groups, warps=8, dB=dB, dC=dC, **gradients
-    )
+    scan.launch(weights_kernel, scan.batch * scan.chunks * scan.groups, dB=dB, dC=dC, **gradients)
     return (
         dx,
         ddt.to(dt.dtype, copy=True),
@@ -115,7 +110,6 @@ def backward(
         dB,
         dC,
         x.new_empty(0) if D is None else dskip.sum(0).to(D.dtype),
-        x.new_empty(0) if z is None else dz,
         x.new_empty(0) if dt_bias is None else ddt.sum((0, 1)).to(dt_bias.dtype),
         grad_initial,
     )
@@ -125,7 +119,7 @@ class _Scan:
     """The inputs of one scan as the kernels take them: arguments by name."""
 
     def __init__(
-        self, x, dt, A, B, C, D, z, dt_bias, dt_softplus: bool, chunk_size: int, seq_idx
+        self, x, dt, A, B, C, D, dt_bias, dt_softplus: bool, chunk_size: int, seq_idx
     ) -> None:
         self.batch, length, self.heads, p = x.shape
         self.groups, n = B.shape[2:]
@@ -136,7 +130,6 @@ class _Scan:
         self.x = x = _last_dense(x.to(dtype))
         B, C = _last_dense(B.to(dtype)), _last_dense(C.to(dtype))
         dt = _last_dense(dt)
-        gate = x if z is None else _last_dense(z.to(dtype))
         documents = x
         if seq_idx is not None:
             documents = torch.zeros_like(seq_idx, dtype=torch.int32)
@@ -144,8 +137,6 @@ class _Scan:
         self.arguments: dict[str, Any] = {
             "x": x, "x_batch": x.stride(0), "x_row": x.stride(1), "x_head": x.stride(2),
             "dt": dt, "dt_batch": dt.stride(0), "dt_row": dt.stride(1),
-            "z": gate, "z_batch": gate.stride(0), "z_row": gate.stride(1),
-            "z_head": gate.stride(2),
             "B": B, "B_batch": B.stride(0), "B_row": B.stride(1), "B_group": B.stride(2),
             "C": C, "C_batch": C.stride(0), "C_row": C.stride(1), "C_group": C.stride(2),
             "A": A.contiguous(), "skip": A if D is None else D.contiguous(),
@@ -153,7 +144,7 @@ class _Scan:
             "length": length, "heads": self.heads, "chunks": self.chunks, "n": n, "p": p,
             "per_group": self.heads // self.groups,
             "Q": steps, "N": _padded(n), "P": _padded(p),
-            "HAS_Z": z is not None, "HAS_SKIP": D is not None, "HAS_BIAS": dt_bias is not None,
+            "HAS_SKIP": D is not None, "HAS_BIAS": dt_bias is not None,
             "HAS_SEQ": seq_idx is not None, "SOFTPLUS": dt_softplus,
             "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
             "WIDE": not x.is_cuda,
@@ -163,11 +154,11 @@ class _Scan:
     def like(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
 
-    def launch(self, kernel: Any, programs: int, warps: int, **arguments: Any) -> None:
+    def launch(self, kernel: Any, programs: int, **arguments: Any) -> None:
         known = self.arguments | arguments
         with torch.cuda.device_of(self.x):
             kernel[(programs,)](
-                **{name: known[name] for name in kernel.arg_names}, num_warps=warps, num_stages=2
+                **{name: known[name] for name in kernel.arg_names}, num_warps=4, num_stages=1
             )
 
 

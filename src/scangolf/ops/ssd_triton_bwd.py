@@ -22,30 +22,17 @@ product. S^T and W^T are products of their own.
 import triton
 import triton.language as tl
 
-from scangolf.ops.s6_triton_lanes import gate
 from scangolf.ops.ssd_triton_fwd import SIZES, between, chunk_decays, dot
-
-
-@triton.jit
-def output_gradient(grad_y, z, at, z_at, inside, HAS_Z: tl.constexpr, PTX: tl.constexpr):
-    """That of the ungated output, and dz / o."""
-    g = tl.load(grad_y + at, mask=inside, other=0.0)
-    if HAS_Z:
-        z_t, s_t = gate(tl.load(z + z_at, mask=inside, other=0.0), HAS_Z, PTX)
-        wide = g.to(tl.float32)
-        return (wide * z_t * s_t).to(g.dtype), wide * s_t * (1.0 + z_t * (1.0 - s_t))
-    else:
-        return g, g
 
 
 @triton.jit(do_not_specialize=SIZES)
 def adjoint_kernel(
-    dt, z, C, A, bias, documents, grad_y, grad_final, adjoints, grad_initial,
+    dt, C, A, bias, documents, grad_y, grad_final, adjoints, grad_initial,
     length, heads, chunks, n, p, per_group,
-    dt_batch, dt_row, z_batch, z_row, z_head, C_batch, C_row, C_group, dy_batch, dy_row, dy_head,
-    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, HAS_FINAL: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
+    dt_batch, dt_row, C_batch, C_row, C_group, dy_batch, dy_row, dy_head,
+    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_SEQ: tl.constexpr, HAS_FINAL: tl.constexpr, SOFTPLUS: tl.constexpr,
+    PRECISION: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """The adjoint of the state after each chunk, and of the first state."""
     head = tl.program_id(0) % heads
@@ -54,7 +41,6 @@ def adjoint_kernel(
     i_Q, i_N, i_P = tl.arange(0, Q), tl.arange(0, N), tl.arange(0, P)
     in_N, in_P = i_N < n, i_P < p
     dt += sequence * dt_batch + head
-    z += sequence * z_batch + head * z_head
     C += sequence * C_batch + group * C_group
     grad_y += sequence * dy_batch + head * dy_head
     documents += sequence * length
@@ -79,10 +65,7 @@ def adjoint_kernel(
             HAS_BIAS, SOFTPLUS, HAS_SEQ, PTX,
         )  # fmt: skip
         C_QN = tl.load(C + row * C_row + i_N[None, :], mask=in_Q & in_N[None, :], other=0.0)
-        dy_QP, _ = output_gradient(
-            grad_y, z, row * dy_row + i_P[None, :], row * z_row + i_P[None, :],
-            in_Q & in_P[None, :], HAS_Z, PTX,
-        )  # fmt: skip
+        dy_QP = tl.load(grad_y + row * dy_row + i_P[None, :], mask=in_Q & in_P[None, :], other=0.0)
         entering = tl.exp2(tl.where(of == before, cum, float("-inf")))
         kept = tl.exp2(tl.where(last == before, total, float("-inf")))
         C_in_QN = (C_QN.to(tl.float32) * entering[:, None]).to(C_QN.dtype)
@@ -92,15 +75,15 @@ def adjoint_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def inputs_kernel(
-    x, dt, z, B, C, A, skip, bias, documents, grad_y, states, adjoints, dx, ddt, dz, dA, dskip,
+    x, dt, B, C, A, skip, bias, documents, grad_y, states, adjoints, dx, ddt, dA, dskip,
     length, heads, chunks, n, p, per_group,
-    x_batch, x_row, x_head, dt_batch, dt_row, z_batch, z_row, z_head,
+    x_batch, x_row, x_head, dt_batch, dt_row,
     B_batch, B_row, B_group, C_batch, C_row, C_group, dy_batch, dy_row, dy_head,
-    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_Z: tl.constexpr, HAS_SKIP: tl.constexpr,
+    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
-    """A head and a chunk: dx, ddt, dz, and the sums over the chunk for dA and dskip."""
+    """A head and a chunk: dx, ddt, and the sums over the chunk for dA and dskip."""
     head = tl.program_id(0) % heads
     chunk = tl.program_id(0) // heads % chunks
     sequence = (tl.program_id(0) // heads // chunks).to(tl.int64)
@@ -128,8 +111,7 @@ def inputs_kernel(
     x_at = sequence * x_batch + head * x_head + row * x_row + i_P[None, :]
     x_QP = tl.load(x + x_at, mask=in_QP, other=0.0)
     dy_at = sequence * dy_batch + head * dy_head + row * dy_row + i_P[None, :]
-    z_at = sequence * z_batch + head * z_head + row * z_row + i_P[None, :]
-    dy_QP, dz_o_QP = output_gradient(grad_y, z, dy_at, z_at, in_QP, HAS_Z, PTX)
+    dy_QP = tl.load(grad_y + dy_at, mask=in_QP, other=0.0)
     of_chunk = (sequence * chunks + chunk) * heads + head
     of_state = of_chunk * n * p + i_N[:, None] * p + i_P[None, :]
     inside = in_N[:, None] & in_P[None, :]
@@ -169,25 +151,16 @@ def inputs_kernel(
         tl.store(dskip + of_chunk, tl.sum(tl.sum(wide_x_QP * wide_dy_QP, axis=1), axis=0))
     to = ((sequence * length + row) * heads + head) * p + i_P[None, :]
     tl.store(dx + to, dx_QP.to(dx.dtype.element_ty), mask=in_QP)
-    if HAS_Z:
-        decay_QQ = between(
-            cum[:, None], cum[None, :], i_Q[:, None], i_Q[None, :], of[:, None], of[None, :]
-        )
-        M_QQ = dot(C_QN, tl.trans(B_QN), PRECISION, WIDE) * decay_QQ * d[None, :]
-        o_QP = from_state_QP + dot(M_QQ.to(x_QP.dtype), x_QP, PRECISION, WIDE)
-        if HAS_SKIP:
-            o_QP += skip_h * wide_x_QP
-        tl.store(dz + to, (dz_o_QP * o_QP).to(dz.dtype.element_ty), mask=in_QP)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def weights_kernel(
-    x, dt, z, B, C, A, bias, documents, grad_y, states, adjoints, dB, dC,
+    x, dt, B, C, A, bias, documents, grad_y, states, adjoints, dB, dC,
     length, heads, chunks, n, p, per_group,
-    x_batch, x_row, x_head, dt_batch, dt_row, z_batch, z_row, z_head,
+    x_batch, x_row, x_head, dt_batch, dt_row,
     B_batch, B_row, B_group, C_batch, C_row, C_group, dy_batch, dy_row, dy_head,
-    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr,
+    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_SEQ: tl.constexpr, SOFTPLUS: tl.constexpr,
     PRECISION: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
     """A group of heads, one after the other, and a chunk: dB and dC."""
@@ -222,8 +195,7 @@ def weights_kernel(
         x_at = sequence * x_batch + head * x_head + row * x_row + i_P[None, :]
         x_QP = tl.load(x + x_at, mask=in_QP, other=0.0)
         dy_at = sequence * dy_batch + head * dy_head + row * dy_row + i_P[None, :]
-        z_at = sequence * z_batch + head * z_head + row * z_row + i_P[None, :]
-        dy_QP, _ = output_gradient(grad_y, z, dy_at, z_at, in_QP, HAS_Z, PTX)
+        dy_QP = tl.load(grad_y + dy_at, mask=in_QP, other=0.0)
         of_chunk = ((sequence * chunks + chunk) * heads + head) * n * p
         of_state = of_chunk + i_N[:, None] * p + i_P[None, :]
         h_NP = tl.load(states + of_state, mask=inside, other=0.0).to(x_QP.dtype)

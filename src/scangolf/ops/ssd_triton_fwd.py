@@ -16,7 +16,7 @@ Shapes: Q steps of a chunk, N state, P head size, padded to powers of two of 16 
 import triton
 import triton.language as tl
 
-from scangolf.ops.s6_triton_lanes import LOG2_E, gate, step_size
+from scangolf.ops.s6_triton_lanes import LOG2_E, step_size
 
 SIZES = ("length", "heads", "chunks", "n", "p")
 
@@ -61,11 +61,11 @@ def between(cum_i, cum_j, i, j, of_i, of_j):
 
 @triton.jit(do_not_specialize=SIZES)
 def scan_kernel(
-    x, dt, z, B, C, A, skip, bias, documents, initial, y, states, final,
+    x, dt, B, C, A, skip, bias, documents, initial, y, states, final,
     length, heads, chunks, n, p, per_group,
-    x_batch, x_row, x_head, dt_batch, dt_row, z_batch, z_row, z_head,
+    x_batch, x_row, x_head, dt_batch, dt_row,
     B_batch, B_row, B_group, C_batch, C_row, C_group,
-    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_Z: tl.constexpr, HAS_SKIP: tl.constexpr,
+    Q: tl.constexpr, N: tl.constexpr, P: tl.constexpr, HAS_SKIP: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, HAS_INITIAL: tl.constexpr,
     SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr, PTX: tl.constexpr,
 ):  # fmt: skip
@@ -77,7 +77,6 @@ def scan_kernel(
     in_N, in_P = i_N < n, i_P < p
     x += sequence * x_batch + head * x_head
     dt += sequence * dt_batch + head
-    z += sequence * z_batch + head * z_head
     B += sequence * B_batch + group * B_group
     C += sequence * C_batch + group * C_group
     documents += sequence * length
@@ -123,10 +122,6 @@ def scan_kernel(
 
         if HAS_SKIP:
             y_QP += skip_h * x_QP.to(tl.float32)
-        if HAS_Z:
-            z_QP = tl.load(z + row * z_row + i_P[None, :], mask=in_Q & in_P[None, :], other=0.0)
-            z_t, s_t = gate(z_QP, HAS_Z, PTX)
-            y_QP *= z_t * s_t
         to = y + row * heads * p + i_P[None, :]
         tl.store(to, y_QP.to(y.dtype.element_ty), mask=in_Q & in_P[None, :])
     tl.store(final + of_state, h_NP, mask=inside)
