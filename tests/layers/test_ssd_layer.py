@@ -15,7 +15,8 @@ def test_ssd_position_by_position() -> None:
 
     projected = x_BLD[0] @ mixer.in_proj.weight.T
     z_LE, u_LU, dt_LH = projected[:, :48], projected[:, 48:116], projected[:, 116:]
-    u_LU = F.silu(mixer.conv(u_LU[None])[0][0])
+    convolved = (mixer.x_conv(u_LU[None, :, :48]), mixer.BC_conv(u_LU[None, :, 48:]))
+    u_LU = F.silu(torch.cat([y_1LW[0] for y_1LW, _ in convolved], dim=1))
     dt_LH = F.softplus(dt_LH + mixer.dt_bias)
     h_HPN = torch.zeros(6, 8, 5, dtype=torch.float64)
     for t in range(7):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,6 +29,14 @@ class Linear(nn.Module):
         bound = 0.0 if self.zero else self.weight.shape[1] ** -0.5
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def parts(self, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+        """x W^T in pieces of these widths, each a tensor of its own; for layers without a bias.
+
+        One product that is split afterwards is copied where its pieces must be contiguous, and the
+        gradients of its pieces are copied into one again.
+        """
+        return [F.linear(x, weight) for weight in self.weight.to(x.dtype).split(list(sizes))]
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)

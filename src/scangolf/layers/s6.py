@@ -36,7 +36,8 @@ class ScanMixer(Mixer):
         super().__init__()
         self.d_state = config.s6.d_state
         E = config.s6.expand * config.d_model
-        self.in_proj = Linear(config.d_model, 2 * E)
+        self.sizes = (E, E)  # of x and z
+        self.in_proj = Linear(config.d_model, sum(self.sizes))
         self.conv = CausalConv(
             E, config.s6.d_conv, weight_group=conv_weight_group, bias_group=conv_bias_group
         )
@@ -58,7 +59,7 @@ class ScanMixer(Mixer):
         return S6State(self.conv.init_state(batch, device, dtype), h_BEN)
 
     def forward(self, x_BLD: Tensor, state: S6State | None = None) -> tuple[Tensor, S6State | None]:
-        x_BLE, z_BLE = self.in_proj(x_BLD).chunk(2, dim=-1)
+        x_BLE, z_BLE = self.in_proj.parts(x_BLD, self.sizes)
         u_BLE = self.conv.silu(x_BLE, None if state is None else state.conv_BKE)
         inputs = self.scan_inputs(u_BLE, z_BLE)
         if state is None:
@@ -70,7 +71,7 @@ class ScanMixer(Mixer):
         return self.out_proj(y_BLE), S6State(self.conv.after(x_BLE, state.conv_BKE), h_BEN)
 
     def step(self, x_BD: Tensor, state: S6State) -> tuple[Tensor, S6State]:
-        x_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
+        x_BE, z_BE = self.in_proj.parts(x_BD, self.sizes)
         x_B1E, conv_BKE = self.conv(x_BE[:, None], state.conv_BKE)
         inputs = self.scan_inputs(F.silu(x_B1E[:, 0]), z_BE)
         y_BE, h_BEN = selective_state_update(state.h_BEN, **inputs, delta_softplus=True)

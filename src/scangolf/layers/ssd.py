@@ -1,7 +1,7 @@
 """The layer of Mamba-2 (Dao & Gu 2024, arXiv:2405.21060, section 7) on `scangolf.ops.ssd`.
 
 Shapes: B batch, L length, D model width, H heads, P head size, E = H P inner width, N state,
-G groups of heads, U = E + 2 G N channels of the convolution, K its taps less one.
+G groups of heads, W = 2 G N width of B and C, K taps of the convolution less one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from scangolf.ops.ssd_step import ssd_state_update
 
 
 class SSDState(NamedTuple):
-    conv_BKU: Tensor
+    x_BKE: Tensor
+    BC_BKW: Tensor
     h_BHPN: Tensor
 
 
@@ -40,12 +41,15 @@ class SSD(Mixer):
         super().__init__()
         s = config.ssd
         E = s.expand * config.d_model
-        H, U = E // s.head_dim, E + 2 * s.n_groups * s.d_state
-        self.head_dim, self.n_groups, self.d_state = s.head_dim, s.n_groups, s.d_state
-        self.projected = (E, U, H)
-        self.convolved = (E, s.n_groups * s.d_state, s.n_groups * s.d_state)
-        self.in_proj = Linear(config.d_model, sum(self.projected))
-        self.conv = CausalConv(U, s.d_conv, weight_group="dynamics", bias_group="dynamics")
+        H, W = E // s.head_dim, 2 * s.n_groups * s.d_state
+        self.head_dim, self.n_groups = s.head_dim, s.n_groups
+        self.sizes = (E, E, W, H)  # of z, x, B and C, dt
+        self.in_proj = Linear(config.d_model, sum(self.sizes))
+        # Two convolutions, so that their outputs, and the gradients of these, need no copies.
+        self.x_conv, self.BC_conv = (
+            CausalConv(width, s.d_conv, weight_group="dynamics", bias_group="dynamics")
+            for width in (E, W)
+        )
         self.A_log = nn.Parameter(torch.empty(H))
         self.D = nn.Parameter(torch.empty(H))
         self.dt_bias = nn.Parameter(torch.empty(H))
@@ -57,31 +61,44 @@ class SSD(Mixer):
         init_dt_bias(self.dt_bias, generator)
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> SSDState:
-        H = self.A_log.shape[0]
-        h_BHPN = self.A_log.new_zeros(batch, H, self.head_dim, self.d_state, device=device)
-        return SSDState(self.conv.init_state(batch, device, dtype), h_BHPN)
+        H, N = self.A_log.shape[0], self.sizes[2] // (2 * self.n_groups)
+        h_BHPN = self.A_log.new_zeros(batch, H, self.head_dim, N, device=device)
+        past = (c.init_state(batch, device, dtype) for c in (self.x_conv, self.BC_conv))
+        return SSDState(*past, h_BHPN)
 
     def forward(
         self, x_BLD: Tensor, state: SSDState | None = None
     ) -> tuple[Tensor, SSDState | None]:
-        z_BLE, u_BLU, dt_BLH = self.in_proj(x_BLD).split(self.projected, dim=-1)
-        past_BKU = None if state is None else state.conv_BKU
-        inputs = self._scan_inputs(z_BLE, self.conv.silu(u_BLU, past_BKU), dt_BLH)
+        z_BLE, x_BLE, BC_BLW, dt_BLH = self._projections(x_BLD)
         if state is None:
+            inputs = self._scan_inputs(
+                z_BLE, self.x_conv.silu(x_BLE), self.BC_conv.silu(BC_BLW), dt_BLH
+            )
             return self._project(ssd_scan(**inputs)), None
+        convolved = (self.x_conv.silu(x_BLE, state.x_BKE), self.BC_conv.silu(BC_BLW, state.BC_BKW))
+        inputs = self._scan_inputs(z_BLE, *convolved, dt_BLH)
         y_BLHP, h_BHPN = ssd_scan(**inputs, initial_state=state.h_BHPN, return_final_state=True)
-        return self._project(y_BLHP), SSDState(self.conv.after(u_BLU, state.conv_BKU), h_BHPN)
+        x_BKE = self.x_conv.after(x_BLE, state.x_BKE)
+        BC_BKW = self.BC_conv.after(BC_BLW, state.BC_BKW)
+        return self._project(y_BLHP), SSDState(x_BKE, BC_BKW, h_BHPN)
 
     def step(self, x_BD: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
-        z_BE, u_BU, dt_BH = self.in_proj(x_BD).split(self.projected, dim=-1)
-        u_B1U, conv_BKU = self.conv(u_BU[:, None], state.conv_BKU)
-        inputs = self._scan_inputs(z_BE, F.silu(u_B1U[:, 0]), dt_BH)
+        z_BE, x_BE, BC_BW, dt_BH = self._projections(x_BD)
+        x_B1E, x_BKE = self.x_conv(x_BE[:, None], state.x_BKE)
+        BC_B1W, BC_BKW = self.BC_conv(BC_BW[:, None], state.BC_BKW)
+        inputs = self._scan_inputs(z_BE, F.silu(x_B1E[:, 0]), F.silu(BC_B1W[:, 0]), dt_BH)
         y_BHP, h_BHPN = ssd_state_update(state.h_BHPN, **inputs)
-        return self._project(y_BHP), SSDState(conv_BKU, h_BHPN)
+        return self._project(y_BHP), SSDState(x_BKE, BC_BKW, h_BHPN)
 
-    def _scan_inputs(self, z: Tensor, u: Tensor, dt: Tensor) -> dict[str, Any]:
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z, x, B and C, dt; the last two, small, from one product."""
+        E, _, W, H = self.sizes
+        z, x, rest = self.in_proj.parts(x, (E, E, W + H))
+        return z, x, *rest.split((W, H), dim=-1)
+
+    def _scan_inputs(self, z: Tensor, x: Tensor, BC: Tensor, dt: Tensor) -> dict[str, Any]:
         """The scan's arguments, for a sequence [B, L, ...] or a single position [B, ...]."""
-        x, B, C = u.split(self.convolved, dim=-1)
+        B, C = BC.chunk(2, dim=-1)
         return {
             "x": x.unflatten(-1, (-1, self.head_dim)),
             "dt": dt,
