@@ -411,7 +411,6 @@ MISTAKES = [
     ({"q": torch.zeros(2, 5, 3, 5, device="meta")}, "k is on cpu: expected meta, where q is"),
     ({"chunk_size": 0}, "chunk_size is 0: expected one step at least"),
     ({"backend": "gpu"}, "backend is 'gpu': expected 'auto', 'triton' or 'reference'"),
-    ({"backend": "triton"}, "backend is 'triton': the gated delta rule has no kernels"),
 ]
 
 

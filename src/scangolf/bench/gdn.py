@@ -13,11 +13,13 @@ from scangolf.bench.operators import (
     Normal,
     Operator,
     Tensors,
+    able,
     heads,
     pairs,
     peer_function,
 )
 from scangolf.ops import gated_delta_rule
+from scangolf.ops.gdn_backends import KERNELS, choose_backend, why_not
 from scangolf.ops.gdn_reference import gated_delta_rule_sequential
 
 CHUNK = 64
@@ -43,7 +45,9 @@ def _loop(inputs: Tensors) -> Tensor:
 
 
 def _backends(inputs: Tensors) -> list[tuple[str, str]]:
-    return [("auto", "reference")]
+    q, v = inputs["q"], inputs["v"]
+    resolved = choose_backend("auto", q, v)
+    return able(KERNELS, resolved, v.is_cuda, lambda name: why_not(name, q, v))
 
 
 def _flop(shape: Shape) -> int:

@@ -3,8 +3,8 @@
 Gated DeltaNet (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464), section 3; the recurrence stands
 in ops/gdn_reference.py, its chunked form in ops/gdn_chunked.py.
 
-The backend is chosen inside the operators: nothing is asked of a device while torch.compile traces
-Python.
+The backend is chosen in ops/gdn_backends.py, inside the operators: nothing is asked of a device
+while torch.compile traces Python.
 
 Whatever the inputs' dtypes, and under autocast too, the state, the decays and everything that
 touches them are float32 (float64 for float64 inputs). The operator takes any mix of the smaller
@@ -13,17 +13,15 @@ dtypes; o comes in v's dtype, every gradient in the dtype of its input.
 Shapes: B batch, L length, H heads, K key_dim, V value_dim.
 """
 
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from scangolf.ops import gdn_chunked
 from scangolf.ops.checks import check_backend, check_delta_rule
+from scangolf.ops.gdn_backends import Backend, implementation, saved
 from scangolf.ops.reference import state_dtype
-
-Backend = Literal["auto", "triton", "reference"]
 
 
 @overload
@@ -89,28 +87,22 @@ def gated_delta_rule(
             zero wherever the number changes from one position to the next. Position 0 continues
             initial_state.
         backend: "auto" and "reference" are plain torch operations, for any device and any floating
-            dtype. "triton" is the name of kernels to come: there are none so far.
+            dtype. "triton": kernels for any GPU that Triton supports, compiled at their first call;
+            not for float64, nor for key_dim and value_dim above 128. They save more for the
+            backward pass: of each chunk and head a matrix of chunk_size^2 and the values written,
+            too, in the dtype of the inputs.
 
     Returns:
         o [batch, length, heads, value_dim] in v's dtype, or (o, final state).
 
     Raises:
-        ValueError: a shape, dtype or device that does not fit, no step in a chunk, or no such
-            backend: the message says which.
+        ValueError: a shape, dtype or device that does not fit, no step in a chunk, no such
+            backend, or one named that cannot take the inputs: the message says why.
     """
     check_backend(backend, Backend)
     check_delta_rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx)
     o, final_state, _ = _rule(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend)
     return (o, final_state) if return_final_state else o
-
-
-def _implementation(backend: str) -> Any:
-    """The `forward`, `backward` and `saved_shape` that run."""
-    if backend == "triton":
-        raise ValueError(
-            "backend is 'triton': the gated delta rule has no kernels, use 'reference'"
-        )
-    return gdn_chunked
 
 
 # --- registration -------------------------------------------------------------------------------
@@ -130,7 +122,7 @@ def _rule(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """o, the final state, and what the backend saves for the backward pass."""
     with torch.autocast(v.device.type, enabled=False):
-        return _implementation(backend).forward(
+        return implementation(backend, q, v).forward(
             q, k, v, g, beta, chunk_size, initial_state, seq_idx
         )
 
@@ -138,11 +130,10 @@ def _rule(
 @_rule.register_fake
 def _(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend):
     batch, _, heads, key_dim = q.shape
-    dtype = state_dtype(v)
     return (
         v.new_empty(v.shape),
-        v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=dtype),
-        v.new_empty(_implementation(backend).saved_shape(q, v, chunk_size), dtype=dtype),
+        v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=state_dtype(v)),
+        saved(backend, q, k, v, chunk_size),
     )
 
 
@@ -150,7 +141,7 @@ def _(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend):
 def _rule_backward(
     grad_o: Tensor,
     grad_final: Tensor | None,
-    saved: Tensor,
+    of_forward: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -162,15 +153,15 @@ def _rule_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, g, beta, initial_state."""
     with torch.autocast(v.device.type, enabled=False):
-        return _implementation(backend).backward(
-            grad_o, grad_final, saved, q, k, v, g, beta, chunk_size, seq_idx
+        return implementation(backend, q, v).backward(
+            grad_o, grad_final, of_forward, q, k, v, g, beta, chunk_size, seq_idx
         )
 
 
 @_rule_backward.register_fake
-def _(grad_o, grad_final, saved, q, k, v, g, beta, chunk_size, seq_idx, backend):
+def _(grad_o, grad_final, of_forward, q, k, v, g, beta, chunk_size, seq_idx, backend):
     batch, _, heads, key_dim = q.shape
-    state = saved.new_empty(batch, heads, key_dim, v.shape[-1])
+    state = v.new_empty(batch, heads, key_dim, v.shape[-1], dtype=state_dtype(v))
     return *(x.new_empty(x.shape) for x in (q, k, v, g, beta)), state
 
 
@@ -183,11 +174,11 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _gradients(ctx, grad_o, grad_final, _):
-    q, k, v, g, beta, seq_idx, saved = ctx.saved_tensors
+    q, k, v, g, beta, seq_idx, of_forward = ctx.saved_tensors
     if grad_o is None:
         grad_o = torch.zeros_like(v)
     *grads, d_initial = _rule_backward(
-        grad_o, grad_final, saved, q, k, v, g, beta, ctx.chunk_size, seq_idx, ctx.backend
+        grad_o, grad_final, of_forward, q, k, v, g, beta, ctx.chunk_size, seq_idx, ctx.backend
     )
     d_initial = None if ctx.state_in is None else d_initial.to(ctx.state_in)
     return *grads, None, d_initial, None, None

@@ -71,7 +71,7 @@ def forward(
     dtype = state_dtype(v)
     g = _restarting(g.to(dtype), seq_idx)
     o_BLHV = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    saved_BNHKV = v.new_empty(saved_shape(q, v, chunk_size), dtype=dtype)
+    saved_BNHKV = saved(q, k, v, chunk_size)
     S_BHKV = _state(initial_state, q, v)
     for n, t in _slices(q.shape[1], chunk_size):
         saved_BNHKV[:, n] = S_BHKV
@@ -111,10 +111,11 @@ def backward(
     return dq, dk, dv, dg, dbeta, dS_BHKV
 
 
-def saved_shape(q: Tensor, v: Tensor, chunk_size: int) -> tuple[int, ...]:
-    """Shape of the states that `forward` saves for `backward`: [B, N, H, K, V]."""
+def saved(q: Tensor, k: Tensor, v: Tensor, chunk_size: int) -> Tensor:
+    """The states that `forward` saves for `backward`, without numbers: [B, N, H, K, V]."""
     batch, length, heads, key_dim = q.shape
-    return batch, (length + chunk_size - 1) // chunk_size, heads, key_dim, v.shape[-1]
+    chunks = (length + chunk_size - 1) // chunk_size
+    return v.new_empty(batch, chunks, heads, key_dim, v.shape[-1], dtype=state_dtype(v))
 
 
 def _chunk_backward(
