@@ -107,7 +107,7 @@ def test_sizes_that_are_no_powers_of_two():
 @pytest.mark.parametrize("enough", [1, 1000])
 def test_the_value_in_one_block_and_in_two(enough, monkeypatch):
     monkeypatch.setattr(gdn_triton, "ENOUGH", enough)
-    check(make_inputs(40, heads=1, value_dim=60))
+    check(make_inputs(40, heads=1, value_dim=60, dtype=SMALL_DTYPE))
 
 
 @pytest.mark.parametrize("starts", [(1,), (16, 31), (5, 6, 47)])

@@ -4,7 +4,7 @@ The kernels stand in gdn_triton_fwd.py and gdn_triton_bwd.py: two forward, three
 module lays the inputs out for them. Nothing is added atomically: the same inputs give the same
 bits.
 
-Chunks have a power of two of steps, near the size that is asked for.
+Chunks have a power of two of steps, near the size that is asked for; of float32 at most 32.
 
 Shapes: B batch, L length, H heads, K key_dim, V value_dim, N chunks.
 """
@@ -20,6 +20,7 @@ from scangolf.ops.gdn_triton_fwd import inverse_kernel, rule_kernel
 
 LONGEST_CHUNK = 64
 LARGEST = 128  # key and value of a program: tiles live in registers
+FLOAT32_TILE = 32 * 64  # steps times key or value: without tensor cores long code is slow code
 ENOUGH = 512  # programs that go from chunk to chunk: with fewer, values are cut in blocks
 NARROWEST = 32  # of these blocks
 
@@ -38,10 +39,10 @@ def saved(q: Tensor, k: Tensor, v: Tensor, chunk_size: int) -> Tensor:
 
     [B, N, H, size of a record]; gdn_triton_fwd.py says what stands in it.
     """
-    (batch, length, heads, _), steps = q.shape, _steps(chunk_size)
-    K, V = _padded(q.shape[3]), _padded(v.shape[3])
+    (batch, length, heads, _), dtype = q.shape, _dtype(q, k, v)
+    steps, K, V = _sizes(q, v, dtype, chunk_size)
     size = K * V + steps * steps + steps * V
-    return v.new_empty(batch, -(-length // steps), heads, size, dtype=_dtype(q, k, v))
+    return v.new_empty(batch, -(-length // steps), heads, size, dtype=dtype)
 
 
 def forward(
@@ -107,16 +108,19 @@ class _Rule:
 
     def __init__(self, q, k, v, g, beta, chunk_size: int, seq_idx) -> None:
         self.batch, length, self.heads, key_dim = q.shape
-        steps, K, V = _steps(chunk_size), _padded(key_dim), _padded(v.shape[3])
-        self.chunks, C = -(-length // steps), min(V, 64)
-        while C > NARROWEST and self.batch * self.heads * V < ENOUGH * C:
-            C //= 2
-        self.blocks = V // C
         dtype = _dtype(q, k, v)
+        steps, K, V = _sizes(q, v, dtype, chunk_size)
+        in_float32 = dtype == torch.float32
+        self.warps = 8 if in_float32 or max(K, V) > 64 else 4
+        self.stages = 1 if in_float32 else 2
+        self.chunks, C = -(-length // steps), min(V, 64)
+        few = self.batch * self.heads * V // C < ENOUGH
+        if C > NARROWEST and (few or in_float32):
+            C = NARROWEST
+        self.blocks = V // C
         q, k, v = (_last_dense(x.to(dtype)) for x in (q, k, v))
         g, beta = _last_dense(g), _last_dense(beta)
         self.v = v
-        self.warps = 4 if max(K, V) <= 64 else 8
         self.arguments: dict[str, Any] = {
             "q": q, "q_batch": q.stride(0), "q_row": q.stride(1), "q_head": q.stride(2),
             "k": k, "k_batch": k.stride(0), "k_row": k.stride(1), "k_head": k.stride(2),
@@ -127,7 +131,7 @@ class _Rule:
             "length": length, "heads": self.heads, "chunks": self.chunks,
             "key_dim": key_dim, "value_dim": v.shape[3],
             "T": steps, "K": K, "V": V, "C": C, "HAS_SEQ": seq_idx is not None,
-            "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
+            "PRECISION": "ieee" if in_float32 else "tf32",
             "WIDE": not v.is_cuda,
         }  # fmt: skip
 
@@ -146,7 +150,7 @@ class _Rule:
             kernel[(self.batch * self.heads * parts,)](
                 **{name: known[name] for name in kernel.arg_names},
                 num_warps=self.warps,
-                num_stages=1,
+                num_stages=self.stages,
             )
 
 
@@ -159,8 +163,13 @@ def _last_dense(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _steps(chunk_size: int) -> int:
-    return min(_padded(chunk_size), LONGEST_CHUNK)
+def _sizes(q: Tensor, v: Tensor, dtype: torch.dtype, chunk_size: int) -> tuple[int, int, int]:
+    """Steps of a chunk, key and value as the kernels take them."""
+    K, V = _padded(q.shape[3]), _padded(v.shape[3])
+    longest = LONGEST_CHUNK
+    if dtype == torch.float32:
+        longest = max(16, min(FLOAT32_TILE // max(K, V), 32))
+    return min(_padded(chunk_size), longest), K, V
 
 
 def _padded(n: int) -> int:
