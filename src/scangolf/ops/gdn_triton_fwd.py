@@ -116,8 +116,7 @@ def inverse_kernel(
     length, heads, chunks,
     k_batch, k_row, k_head, g_batch, g_row, beta_batch, beta_row,
     T: tl.constexpr, K: tl.constexpr, V: tl.constexpr, key_dim: tl.constexpr,
-    value_dim: tl.constexpr, HAS_SEQ: tl.constexpr,
-    PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    HAS_SEQ: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """A head and a chunk: (1 + F beta)^-1."""
     head = tl.program_id(0) % heads
