@@ -14,7 +14,7 @@ from torch import Tensor
 from scangolf.bench import contenders, record, scan
 from scangolf.bench.check import compare, make_inputs, results, truth
 from scangolf.bench.floor import Rates, Shape, floors, scan_bytes
-from scangolf.bench.operators import Operator, peer_function
+from scangolf.bench.operators import Contender, Operator, peer_function
 from scangolf.bench.scan import GDN, OPERATORS, S6, SSD
 from scangolf.bench.timing import Stopwatch
 from scangolf.cli import main
@@ -170,6 +170,32 @@ def test_a_backend_that_breaks_gets_no_times(
         main(ARGS)
     assert end.value.code == 1
     assert "no_such_method" in capsys.readouterr().out
+
+
+def test_a_peer_that_refuses_its_backward_pass_is_timed_forward(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(gradient: Tensor) -> None:
+        raise RuntimeError("not on this GPU")
+
+    def peer(operator: Operator, inputs: dict[str, Tensor], dy: Tensor) -> Contender:
+        def run(x: dict[str, Tensor]) -> Tensor:
+            y = wrong * operator.loop(x)
+            if y.requires_grad:
+                y.register_hook(refuse)
+            return y
+
+        return Contender("loop", "plain recurrence", "peer", run, inputs, dy)
+
+    monkeypatch.setattr(contenders, "loop", peer)
+    for wrong, note in ((1.0, "forward only: RuntimeError: not on this GPU"), (2.0, "wrong")):
+        main([*ARGS, "--json"])
+        row = json.loads(capsys.readouterr().out)["shapes"][0]["rows"][1]
+        assert (row["passed"], row["note"]) == (wrong == 1, note)
+        assert (row["forward"] is None, row["both"]) == (wrong != 1, None)
+        assert list(row["errors"]) == ["y"]
+        main(ARGS)
+        assert re.search(rf"loop.*: {note}", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -41,7 +41,7 @@ def measure(
     products = dtype if operator.flop(shapes[0]) else None
     report = Report(
         operator.name, operator.about, command, describe(device), torch.__version__,
-        _version("triton"), _version("mamba_ssm"), _version("flash-linear-attention"),
+        _version("triton"), _version("mamba_ssm"), _version("fla-core"),
         str(dtype).removeprefix("torch."), torch.get_num_threads(),
         {"output": output, "gradient": gradient}, measure_rates(stopwatch, products),
     )  # fmt: skip
@@ -115,8 +115,7 @@ def _peers(operator: Operator, report: ShapeReport, inputs: Tensors, dy: Tensor)
     try:
         return [operator.peer(inputs, dy)]
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        report.notes.append(f"{operator.peer_name} is left out: {reason}")
+        report.notes.append(f"{operator.peer_name} is left out: {_reason(error)}")
         return []
 
 
@@ -137,8 +136,36 @@ def _check(
         row.note = f"not available: {error}"
         return
     except Exception as error:
-        row.passed, row.note = False, f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        row.passed, row.note = False, _reason(error)
+        if row.role == "peer":
+            _check_forward(row, contender, wanted, limits, stopwatch)
         return
+    _judge(row, found, wanted, limits, first)
+
+
+def _check_forward(
+    row: Row,
+    contender: Contender,
+    wanted: Tensors,
+    limits: tuple[float, float],
+    stopwatch: Stopwatch,
+) -> None:
+    """Of a peer that refuses its backward pass, for the reason in the row's note."""
+    found: list[Tensors] = []
+    reason, row.note = row.note, ""
+    try:
+        first = stopwatch.first(lambda: found.append({"y": contender.forward()}))
+        found.append({"y": contender.forward()})
+    except Exception as error:
+        row.note = _reason(error)
+        return
+    _judge(row, found, {"y": wanted["y"]}, limits, first)
+    row.note = row.note or f"forward only: {reason}"
+
+
+def _judge(
+    row: Row, found: list[Tensors], wanted: Tensors, limits: tuple[float, float], first: float
+) -> None:
     verdict = compare(found[0], found[1], wanted, limits)
     row.errors, row.repeatable = verdict.errors, verdict.repeatable
     row.passed = verdict.within_limits and (verdict.repeatable or row.role != "ours")
@@ -148,12 +175,20 @@ def _check(
         row.note = "wrong" if not verdict.within_limits else "two runs gave different bits"
 
 
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
 def _time(row: Row, contender: Contender, stopwatch: Stopwatch, below: Floors, size: int) -> None:
-    row.forward, row.both = stopwatch.time(contender.forward), stopwatch.time(contender.both)
+    row.forward = stopwatch.time(contender.forward)
+    if row.role != "orientation":
+        row.forward_share = below.forward.ms / row.forward.median_ms
+        if row.errors is not None and set(row.errors) == {"y"}:
+            return
+    row.both = stopwatch.time(contender.both)
     peak = stopwatch.peak_bytes(contender.both)
     row.peak_memory = None if peak is None else peak / size
     if row.role != "orientation":
-        row.forward_share = below.forward.ms / row.forward.median_ms
         row.both_share = below.both.ms / row.both.median_ms
 
 

@@ -22,7 +22,7 @@ class Row:
     passed: bool | None = None
     """Whether times may be shown: errors within limits and, for ours, the same bits twice."""
     note: str = ""
-    """Why there are no times."""
+    """Why there are no times, or of a peer's forward pass only."""
     errors: dict[str, float] | None = None
     """Relative error of y and of the gradient of each input, ||got - want|| / ||want||."""
     repeatable: bool | None = None

@@ -11,6 +11,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from scangolf.bench.floor import Floor
     from scangolf.bench.record import Report, Row, ShapeReport
+    from scangolf.bench.timing import Times
 
 WIDTH = 120  # where there is no terminal
 
@@ -40,7 +41,7 @@ def print_report(report: Report) -> None:
                     limit = report.limits["output" if name == "y" else "gradient"]
                     mark = "" if error <= limit else f"   above {limit:.0e}"
                     console.print(f"    {'' if name == 'y' else 'd'}{name:12}{error:.2e}{mark}")
-            elif row.passed is None and row.role == "ours":
+            elif row.note and row.role != "orientation":
                 console.print(f"{row.name}: {row.note}", soft_wrap=True)
 
 
@@ -119,20 +120,25 @@ def _name(row: Row) -> str:
 
 
 def _times(row: Row) -> list[str]:
-    if row.forward is None or row.both is None:
+    if row.forward is None:
         return ["no times", "", ""]
-    share = "-"
-    if row.forward_share is not None and row.both_share is not None:
-        share = f"{row.forward_share:.0%} / {row.both_share:.0%}"
-    return [*(f"{t.median_ms:.3g}" if t.median_ms < 100 else f"{t.median_ms:.0f}"
-              for t in (row.forward, row.both)), share]  # fmt: skip
+    shares = (_number(share, "{:.0%}") for share in (row.forward_share, row.both_share))
+    share = "-" if row.forward_share is None else " / ".join(shares)
+    return [_milliseconds(row.forward), _milliseconds(row.both), share]
+
+
+def _milliseconds(times: Times | None) -> str:
+    if times is None:
+        return "-"
+    return f"{times.median_ms:.3g}" if times.median_ms < 100 else f"{times.median_ms:.0f}"
 
 
 def _errors(row: Row) -> str:
     if row.errors is None:
         return "-"
-    worst = max((e for name, e in row.errors.items() if name != "y"), key=lambda e: (e != e, e))
-    return f"{row.errors['y']:.0e} / {worst:.0e}"
+    gradients = [error for name, error in row.errors.items() if name != "y"]
+    worst = max(gradients, key=lambda e: (e != e, e), default=None)
+    return f"{row.errors['y']:.0e} / {_number(worst, '{:.0e}')}"
 
 
 def _floor(floor: Floor) -> str:

@@ -63,8 +63,8 @@ class SSD(Mixer):
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> SSDState:
         H, N = self.A_log.shape[0], self.sizes[2] // (2 * self.n_groups)
         h_BHPN = self.A_log.new_zeros(batch, H, self.head_dim, N, device=device)
-        past = (c.init_state(batch, device, dtype) for c in (self.x_conv, self.BC_conv))
-        return SSDState(*past, h_BHPN)
+        x_BKE, BC_BKW = (c.init_state(batch, device, dtype) for c in (self.x_conv, self.BC_conv))
+        return SSDState(x_BKE, BC_BKW, h_BHPN)
 
     def forward(
         self, x_BLD: Tensor, state: SSDState | None = None
@@ -94,7 +94,8 @@ class SSD(Mixer):
         """z, x, B and C, dt; the last two, small, from one product."""
         E, _, W, H = self.sizes
         z, x, rest = self.in_proj.parts(x, (E, E, W + H))
-        return z, x, *rest.split((W, H), dim=-1)
+        BC, dt = rest.split((W, H), dim=-1)
+        return z, x, BC, dt
 
     def _scan_inputs(self, z: Tensor, x: Tensor, BC: Tensor, dt: Tensor) -> dict[str, Any]:
         """The scan's arguments, for a sequence [B, L, ...] or a single position [B, ...]."""
