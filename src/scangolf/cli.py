@@ -447,5 +447,39 @@ def bench_scan(
     return verb
 
 
+@bench_app.command(name="train")
+def bench_train(
+    presets: Positional[tuple[PresetName, ...]] = (),
+    lengths: tuple[int, ...] = (),
+    data: Path | None = None,
+    tokens: int | None = None,
+    micro_tokens: int | None = None,
+    seconds: float = 5.0,
+    device: str = "auto",
+    profile: bool = False,
+    json: bool = False,
+) -> Verb:
+    """Speed of training: tokens a second, memory and utilisation, presets by lengths.
+
+    Args:
+        presets: tiny on a CPU, else baseline, hybrid, hybrid-ssd and ssm, unless given.
+        lengths: Tokens in a sequence; each preset's own unless given.
+        data: Folder of the dataset; each preset's own unless given.
+        tokens: Tokens of a step; each preset's own unless given.
+        micro_tokens: Tokens of one pass at most; each preset's own unless given.
+        seconds: Of training, for each figure.
+        device: auto, cpu, cuda or mps.
+        profile: Also list the kernels that a GPU ran, and their time in a step.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.bench.train import bench_train as measure
+
+        measure(presets, lengths, data, tokens, micro_tokens, seconds, device, profile, json)
+
+    return verb
+
+
 if __name__ == "__main__":
     main()
