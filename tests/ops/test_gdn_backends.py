@@ -31,9 +31,15 @@ def inputs(device: str = "cuda", dtype: torch.dtype = torch.bfloat16, length: in
         return tuple(torch.empty(2, length, 4, n, device=device, dtype=dtype) for n in (8, 16))
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_the_reference_runs_unless_kernels_are_named(asked, backend):
-    assert choose_backend(backend, *inputs()) == "reference"
+def test_auto_takes_the_kernels_where_they_can(asked):
+    assert choose_backend("auto", *inputs()) == "triton"
+    assert choose_backend("auto", *inputs("cpu")) == "reference"
+    asked[0] = "they take key_dim and value_dim of 128 at most"
+    assert choose_backend("auto", *inputs()) == "reference"
+
+
+def test_the_reference_is_asked_nothing(asked):
+    assert choose_backend("reference", *inputs()) == "reference"
     assert asked == [None]
 
 

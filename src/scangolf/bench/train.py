@@ -102,8 +102,10 @@ def bench_train(
         return
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=120)
-    console.print(f"{describe(where)}, torch {torch.__version__}; {peak / 1e12:,.3g} TFLOP/s in a")
-    console.print("large product of matrices, which utilisation is a share of; medians of steps")
+    console.print(
+        f"{describe(where)}, torch {torch.__version__}; share: of the {peak / 1e12:,.3g} TFLOP/s of "
+        "a large product of matrices; tokens of a step, and of a pass; medians of steps"
+    )
     console.print(_table(cells))
     for cell in cells if profile else ():
         console.print(_kernel_table(cell))
@@ -146,7 +148,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as name:
         folder, start = Path(name), time.perf_counter()
         try:
-            trainer = Trainer(config, dataset, folder, _Silent(), _no_score)
+            trainer = _Trainer(config, dataset, folder, _Silent(), _no_score)
             ready = time.perf_counter() - start
             kernels = _train(trainer, profile)
         except torch.OutOfMemoryError as error:
@@ -183,6 +185,11 @@ def _train(trainer: Trainer, profile: bool) -> list[Kernel]:
     return record(trainer.train, PROFILED_STEPS)
 
 
+class _Trainer(Trainer):
+    def save(self) -> None:
+        """Nothing: what a benchmark trains is not kept."""
+
+
 class _Silent:
     def update(self, record: dict[str, Any], seconds_left: float) -> None: ...
     def say(self, line: str) -> None: ...
@@ -196,21 +203,20 @@ def _no_score(model: HybridLM) -> Score:
 def _table(cells: list[Cell]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     columns: dict[str, Callable[[Cell], str]] = {
-        "layers": lambda c: c.layers,
-        "parameters": lambda c: f"{c.parameters / 1e6:.1f} M",
+        "size": lambda c: f"{c.parameters / 1e6:.1f} M",
         "length": lambda c: f"{c.length:,}",
-        "batch": lambda c: f"{c.batch_tokens:,}",
-        "of which at once": lambda c: f"{c.micro_tokens:,}",
+        "step": lambda c: f"{c.batch_tokens:,}",
+        "pass": lambda c: f"{c.micro_tokens:,}",
         "tokens/s": lambda c: f"{c.tokens_per_second:,.0f}",
         "ms a step": lambda c: f"{c.step_ms:,.1f}",
         "TFLOP/s": lambda c: f"{c.tflop_per_second:,.3g}",
-        "utilisation": lambda c: f"{c.utilisation:.1%}",
+        "share": lambda c: f"{c.utilisation:.1%}",
         "peak GiB": lambda c: "-" if c.peak_gib is None else f"{c.peak_gib:.1f}",
-        "ready after s": lambda c: f"{c.ready_seconds:.0f}",
+        "ready s": lambda c: f"{c.ready_seconds:.0f}",
     }
     table.add_column("preset", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="left" if name == "layers" else "right")
+        table.add_column(name, justify="right", no_wrap=True)
     for cell in cells:
         table.add_row(cell.preset, *(show(cell) for show in columns.values()))
     return table

@@ -4,14 +4,15 @@
 
 where w_s is weight[:, K - 1 - s] and inputs of another document count as zero.
 
-The forward pass works on tiles of rows and channels: a tile is loaded once a tap, all but the first
-time from the cache. The backward pass walks through a chunk of rows, one at a time, with the last
-K - 1 inputs and the unfinished gradients of these in registers: p and its gradient are computed
-once a row. Each chunk leaves its share of the parameters' gradients, and torch adds these up:
-the same inputs give the same bits.
+A program walks through a chunk of rows, one at a time, with the last K - 1 inputs in registers, and
+backward with the unfinished gradients of these: each row is loaded once, p and its gradient are
+computed once a row. Each chunk leaves its share of the parameters' gradients, and torch adds these
+up: the same inputs give the same bits.
 
 Shapes: B batch, L length, D channels, K taps.
 """
+
+from typing import Any
 
 import torch
 import triton
@@ -20,61 +21,106 @@ from torch import Tensor
 
 from scangolf.ops.s6_triton_lanes import load_rows, sigmoid
 
-ROWS, CHANNELS = 64, 64  # of a tile of the forward pass
-WALKED_CHANNELS = 128  # two for each thread of the backward pass
-AHEAD = 6  # rows that the backward pass loads before it uses them
+CHANNELS, WARPS = 128, 2  # of a program: two channels a thread
+AHEAD = 6  # rows that are loaded before they are used
 LONG_CHUNK, SHORT_CHUNK = 128, 32
 ENOUGH_PROGRAMS = 2048
+SIZES = ("length", "chunks", "chunk_length", "blocks")
 
 
-@triton.jit(do_not_specialize=("length", "tiles", "blocks"))
-def forward_kernel(
-    x, weight, bias, seq_idx, initial, y,
-    length, tiles, channels, blocks, x_batch, x_row,
-    K: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, HAS_INITIAL: tl.constexpr,
-):  # fmt: skip
-    """y of R rows and C channels."""
+@triton.jit
+def place(length, chunks, chunk_length, channels, blocks, C: tl.constexpr):
+    """A program's sequence, channels, which of these are there, and its rows, to the one that is
+    not of its chunk any more."""
     program = tl.program_id(0)
     channel = program % blocks * C + tl.arange(0, C)
-    first = program // blocks % tiles * R
-    sequence = (program // blocks // tiles).to(tl.int64)
-    inside = (channel < channels)[None, :]
-    i = tl.arange(0, R)
-    t = first + i
-    x += sequence * x_batch + first.to(tl.int64) * x_row
-    y += (sequence * length + first) * channels
+    start = program // blocks % chunks * chunk_length
+    sequence = (program // blocks // chunks).to(tl.int64)
+    return sequence, channel, channel < channels, start, tl.minimum(start + chunk_length, length)
+
+
+@triton.jit
+def load_parameters(
+    weight, bias, channel, inside, channels,
+    K: tl.constexpr, C: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """The weights of inputs 0, 1, .. K - 1 rows back, and the bias."""
+    w = ()
+    for s in tl.static_range(K):
+        w = w + (tl.load(weight + (K - 1 - s) * channels + channel, mask=inside, other=0.0),)
+    bias_c = tl.zeros([C], tl.float32)
+    if HAS_BIAS:
+        bias_c += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    return w, bias_c
+
+
+@triton.jit
+def aged(age, t, seq_idx, length):
+    """The age of row t, from that of the row before."""
+    last = tl.minimum(t, length - 1)
+    changes = tl.load(seq_idx + last) != tl.load(seq_idx + tl.maximum(last - 1, 0))
+    return tl.where(changes, 0, age + 1)
+
+
+@triton.jit
+def load_past(
+    x, x_row, seq_idx, initial, channel, inside, channels, start, length,
+    K: tl.constexpr, HAS_SEQ: tl.constexpr, HAS_INITIAL: tl.constexpr,
+):  # fmt: skip
+    """The K - 1 inputs before row `start`, to which x points, the newest first, and the `age` of
+    the newest: how many rows back its document goes, as far as these rows tell."""
+    past, age = (), start * 0
+    for i in tl.static_range(K - 1):
+        t = start + i - (K - 1)
+        there = tl.where(inside, t, -1) >= 0
+        x_t = tl.load(x + (i - (K - 1)) * x_row + channel, mask=there, other=0.0).to(tl.float32)
+        if HAS_INITIAL:
+            before = initial + (t + K - 1) * channels + channel
+            x_t += tl.load(before, mask=tl.where(inside, t, 0) < 0, other=0.0).to(tl.float32)
+        if HAS_SEQ:
+            age = aged(age, tl.maximum(t, 0), seq_idx, length)
+        past = (x_t,) + past
+    return past, age
+
+
+@triton.jit(do_not_specialize=SIZES)
+def forward_kernel(
+    x, weight, bias, seq_idx, initial, y,
+    length, chunks, chunk_length, channels, blocks, x_batch, x_row,
+    K: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_SEQ: tl.constexpr, HAS_INITIAL: tl.constexpr,
+):  # fmt: skip
+    """y of a chunk."""
+    sequence, channel, inside, start, end = place(length, chunks, chunk_length, channels, blocks, C)
+    limit = tl.where(inside, end, 0)  # channels that are not there have no rows
+    x += sequence * x_batch + start.to(tl.int64) * x_row
+    y += (sequence * length + start) * channels
     seq_idx += sequence * length
     initial += sequence * (K - 1) * channels
-
-    if HAS_BIAS:
-        p = tl.load(bias + channel[None, :], mask=inside, other=0.0).to(tl.float32)
-        p += tl.zeros([R, C], tl.float32)
-    else:
-        p = tl.zeros([R, C], tl.float32)
-    same = t < length
-    if HAS_SEQ:
-        later = tl.load(seq_idx + t, mask=same, other=0)
-    for s in tl.static_range(K):
-        if HAS_SEQ and s > 0:
-            earlier = tl.load(seq_idx + tl.maximum(t - s, 0), mask=t < length, other=0)
-            same = same & (earlier == later)
-            later = earlier
-        from_x = (same & (t >= s))[:, None] & inside
-        x_s = tl.load(x + (i - s)[:, None] * x_row + channel[None, :], mask=from_x, other=0.0)
-        x_s = x_s.to(tl.float32)
-        if HAS_INITIAL and s > 0:
-            before = initial + (t - s + K - 1)[:, None] * channels + channel[None, :]
-            from_initial = (same & (t < s))[:, None] & inside
-            x_s += tl.load(before, mask=from_initial, other=0.0).to(tl.float32)
-        w = tl.load(weight + (K - 1 - s) * channels + channel[None, :], mask=inside, other=0.0)
-        p += w * x_s
-    y_t = p * sigmoid(p, False)
-    to = y + i[:, None] * channels + channel[None, :]
-    tl.store(to, y_t.to(y.dtype.element_ty), mask=(t < length)[:, None] & inside)
+    w, bias_c = load_parameters(weight, bias, channel, inside, channels, K, C, HAS_BIAS)
+    past, age = load_past(
+        x, x_row, seq_idx, initial, channel, inside, channels, start, length, K, HAS_SEQ,
+        HAS_INITIAL,
+    )  # fmt: skip
+    x_next = load_rows(x, x_row, channel, start, limit, T)
+    for first in range(start, end, T):
+        x_rows = x_next
+        x += T * x_row
+        x_next = load_rows(x, x_row, channel, first + T, limit, T)
+        for i in tl.static_range(T):
+            if HAS_SEQ:
+                age = aged(age, first + i, seq_idx, length)
+            taps = (x_rows[i].to(tl.float32),) + past
+            p = bias_c
+            for s in tl.static_range(K):
+                p += w[s] * (tl.where(age >= s, taps[s], 0.0) if HAS_SEQ and s > 0 else taps[s])
+            past = taps[: K - 1]
+            to = y + (first + i - start) * channels + channel
+            y_t = p * sigmoid(p, False)
+            tl.store(to, y_t.to(y.dtype.element_ty), mask=first + i < limit)
 
 
-@triton.jit(do_not_specialize=("length", "chunks", "chunk_length", "blocks"))
+@triton.jit(do_not_specialize=SIZES)
 def backward_kernel(
     grad_y, x, weight, bias, seq_idx, initial, grad_x, grad_initial, grad_parameters,
     length, chunks, chunk_length, channels, blocks, x_batch, x_row, dy_batch, dy_row,
@@ -85,16 +131,9 @@ def backward_kernel(
 
     The row at t completes the gradient of the input at t - K + 1, so the walk goes K - 1 rows
     beyond the chunk; these count for grad_x only. The first chunk also completes the gradients of
-    the inputs before the sequence. `age` is how many rows back the document of row t goes, as far
-    as K - 1 rows tell.
+    the inputs before the sequence.
     """
-    program = tl.program_id(0)
-    channel = program % blocks * C + tl.arange(0, C)
-    chunk = program // blocks % chunks
-    sequence = (program // blocks // chunks).to(tl.int64)
-    start = chunk * chunk_length
-    end = tl.minimum(start + chunk_length, length)
-    inside = channel < channels
+    sequence, channel, inside, start, end = place(length, chunks, chunk_length, channels, blocks, C)
     # the first row that is not read, that is not of this chunk, and that is not before the
     # sequence; channels that are not there have no rows
     limit = tl.where(inside, tl.minimum(end + K - 1, length), 0)
@@ -107,31 +146,15 @@ def backward_kernel(
     seq_idx += sequence * length
     initial += sequence * (K - 1) * channels
     grad_initial += sequence * (K - 1) * channels
-    grad_parameters += (sequence * chunks + chunk) * (K + 1) * channels
+    grad_parameters += (sequence * chunks + start // chunk_length) * (K + 1) * channels
 
-    w = ()
-    for s in tl.static_range(K):
-        w_s = tl.load(weight + (K - 1 - s) * channels + channel, mask=inside, other=0.0)
-        w = w + (w_s,)
-    bias_c = tl.zeros([C], tl.float32)
-    if HAS_BIAS:
-        bias_c += tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
-
-    # newest first: inputs at t - 1 .. t - K + 1, and what is known of their gradients
-    past, unfinished = (), ()
-    age = start * 0
-    for i in tl.static_range(K - 1):
-        t = start + i - (K - 1)
-        there = tl.where(t >= 0, t, length) < chunk_end
-        x_t = tl.load(x + (i - (K - 1)) * x_row + channel, mask=there, other=0.0)
-        x_t = x_t.to(tl.float32)
-        if HAS_INITIAL:
-            before = initial + (t + K - 1) * channels + channel
-            x_t += tl.load(before, mask=t < origin, other=0.0).to(tl.float32)
-        if HAS_SEQ:
-            changes = tl.load(seq_idx + tl.maximum(t, 0)) != tl.load(seq_idx + tl.maximum(t - 1, 0))
-            age = tl.where(changes, 0, age + 1)
-        past = (x_t,) + past
+    w, bias_c = load_parameters(weight, bias, channel, inside, channels, K, C, HAS_BIAS)
+    past, age = load_past(
+        x, x_row, seq_idx, initial, channel, inside, channels, start, length, K, HAS_SEQ,
+        HAS_INITIAL,
+    )  # fmt: skip
+    unfinished = ()  # what is known of the gradients of the past
+    for _ in tl.static_range(K - 1):
         unfinished = unfinished + (tl.zeros([C], tl.float32),)
     dw = ()
     for _ in tl.static_range(K):
@@ -149,9 +172,7 @@ def backward_kernel(
         for i in tl.static_range(T):
             t = first + i
             if HAS_SEQ:
-                last = tl.minimum(t, length - 1)
-                changes = tl.load(seq_idx + last) != tl.load(seq_idx + tl.maximum(last - 1, 0))
-                age = tl.where(changes, 0, age + 1)
+                age = aged(age, t, seq_idx, length)
             taps = (x_rows[i].to(tl.float32),) + past
             p = bias_c
             seen = ()
@@ -202,18 +223,13 @@ def forward(
     """y [B, L, D] in x's dtype. No dimension of x is empty, and K is small: loops over taps
     are unrolled."""
     x = _rows(x)
-    (batch, length, channels), taps = x.shape, weight.shape[1]
-    y = torch.empty((batch, length, channels), dtype=x.dtype, device=x.device)
-    tiles, blocks = triton.cdiv(length, ROWS), triton.cdiv(channels, CHANNELS)
+    cut = _Cut(x)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
-        forward_kernel[(batch * tiles * blocks,)](
+        forward_kernel[(cut.programs,)](
             x, *_parameters(x, weight, bias, seq_idx, initial), y,
-            length, tiles, channels, blocks, x.stride(0), x.stride(1),
-            K=taps, R=ROWS, C=CHANNELS,
-            HAS_BIAS=bias is not None, HAS_SEQ=seq_idx is not None,
-            HAS_INITIAL=initial is not None,
-            num_warps=4,
-            enable_fp_fusion=True,
+            *cut.sizes, x.stride(0), x.stride(1),
+            **_constants(weight, bias, seq_idx, initial),
         )  # fmt: skip
     return y
 
@@ -228,34 +244,44 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias, initial; the last two empty where absent."""
     x, grad_y = _rows(x), _rows(grad_y)
-    (batch, length, channels), taps = x.shape, weight.shape[1]
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
-    blocks = triton.cdiv(channels, WALKED_CHANNELS)
-    enough = batch * blocks * triton.cdiv(length, LONG_CHUNK) >= ENOUGH_PROGRAMS
-    chunk_length = LONG_CHUNK if enough else SHORT_CHUNK
-    chunks = triton.cdiv(length, chunk_length)
-    grad_x = empty(batch, length, channels, dtype=x.dtype)
+    cut, taps = _Cut(x), weight.shape[1]
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grad_initial = x.new_empty(0) if initial is None else initial.new_empty(initial.shape)
-    parts = empty(batch * chunks, taps + 1, channels)
+    parts = torch.empty(
+        (x.shape[0] * cut.chunks, taps + 1, x.shape[2]), dtype=torch.float32, device=x.device
+    )
     with torch.cuda.device_of(x):
-        backward_kernel[(batch * chunks * blocks,)](
+        backward_kernel[(cut.programs,)](
             grad_y, x, *_parameters(x, weight, bias, seq_idx, initial),
             grad_x, grad_initial, parts,
-            length, chunks, chunk_length, channels, blocks,
-            x.stride(0), x.stride(1), grad_y.stride(0), grad_y.stride(1),
-            K=taps, C=WALKED_CHANNELS, T=AHEAD,
-            HAS_BIAS=bias is not None, HAS_SEQ=seq_idx is not None,
-            HAS_INITIAL=initial is not None,
-            num_warps=2,
-            enable_fp_fusion=True,
+            *cut.sizes, x.stride(0), x.stride(1), grad_y.stride(0), grad_y.stride(1),
+            **_constants(weight, bias, seq_idx, initial),
         )  # fmt: skip
     sums = parts.sum(0)
     grad_weight = sums[:taps].mT.to(weight.dtype).contiguous()
     grad_bias = x.new_empty(0) if bias is None else sums[taps].to(bias.dtype, copy=True)
     return grad_x, grad_weight, grad_bias, grad_initial
+
+
+class _Cut:
+    """How x is cut: chunks of rows, blocks of channels, and a program for each of both."""
+
+    def __init__(self, x: Tensor) -> None:
+        batch, length, channels = x.shape
+        blocks = triton.cdiv(channels, CHANNELS)
+        enough = batch * blocks * triton.cdiv(length, LONG_CHUNK) >= ENOUGH_PROGRAMS
+        chunk_length = LONG_CHUNK if enough else SHORT_CHUNK
+        self.chunks = triton.cdiv(length, chunk_length)
+        self.programs = batch * self.chunks * blocks
+        self.sizes = length, self.chunks, chunk_length, channels, blocks
+
+
+def _constants(weight: Tensor, bias, seq_idx, initial) -> dict[str, Any]:
+    return {
+        "K": weight.shape[1], "C": CHANNELS, "T": AHEAD,
+        "HAS_BIAS": bias is not None, "HAS_SEQ": seq_idx is not None,
+        "HAS_INITIAL": initial is not None, "num_warps": WARPS, "enable_fp_fusion": True,
+    }  # fmt: skip
 
 
 def _parameters(x, weight, bias, seq_idx, initial) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -86,11 +86,12 @@ def gated_delta_rule(
         seq_idx: integers [batch, length], the document of each position: the state restarts at
             zero wherever the number changes from one position to the next. Position 0 continues
             initial_state.
-        backend: "auto" and "reference" are plain torch operations, for any device and any floating
-            dtype. "triton": kernels for any GPU that Triton supports, compiled at their first call;
+        backend: "auto" is the first of these that takes the inputs.
+            "triton": kernels for any GPU that Triton supports, compiled at their first call;
             not for float64, nor for key_dim and value_dim above 128. They save more for the
             backward pass: of each chunk and head a matrix of chunk_size^2 and the values written,
             too, in the dtype of the inputs.
+            "reference": plain torch operations, any device, any floating dtype.
 
     Returns:
         o [batch, length, heads, value_dim] in v's dtype, or (o, final state).

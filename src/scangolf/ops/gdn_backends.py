@@ -1,4 +1,4 @@
-"""Which backend runs a gated delta rule: the one that was named, or the reference.
+"""Which backend runs a gated delta rule: the one that was named, or the fastest that can.
 
 A backend has `forward`, `backward` and `saved` as in ops/gdn_chunked.py. Modules of kernels have
 `why_not`, too; they are imported where they are asked for, not before.
@@ -21,10 +21,9 @@ KERNELS = ("triton",)
 def choose_backend(backend: str, q: Tensor, v: Tensor) -> str:
     """The backend that runs: "triton" or "reference".
 
-    "auto" is the reference until the kernels have been checked on a GPU. The same inputs give the
-    same answer, so that the backward pass finds what the forward pass took. Empty inputs take the
-    reference, whatever was asked for, and so do tensors on a GPU that is not there: fake ones, of
-    which only shapes are asked.
+    The same inputs give the same answer, so that the backward pass finds what the forward pass
+    took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
+    is not there: fake ones, of which only shapes are asked.
 
     Args:
         backend: any of the names of `Backend`.
@@ -35,10 +34,13 @@ def choose_backend(backend: str, q: Tensor, v: Tensor) -> str:
         ValueError: no such backend, or the one that was named cannot take the inputs.
     """
     check_backend(backend, Backend)
-    if backend in ("auto", "reference") or q.numel() == 0 or v.numel() == 0:
+    if backend == "reference" or q.numel() == 0 or v.numel() == 0:
         return "reference"
     if v.is_cuda and not torch.cuda.is_available():
         return "reference"
+    if backend == "auto":
+        able = (name for name in KERNELS if v.is_cuda and why_not(name, q, v) is None)
+        return next(able, "reference")
     reason = why_not(backend, q, v)
     if reason is not None:
         raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
