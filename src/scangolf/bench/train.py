@@ -103,8 +103,8 @@ def bench_train(
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=120)
     console.print(
-        f"{describe(where)}, torch {torch.__version__}; share: of the {peak / 1e12:,.3g} TFLOP/s of "
-        "a large product of matrices; tokens of a step, and of a pass; medians of steps"
+        f"{describe(where)}, torch {torch.__version__}; tokens of a step, and of a pass; medians of "
+        f"steps; share: of the {peak / 1e12:,.3g} TFLOP/s of a large product of matrices"
     )
     console.print(_table(cells))
     for cell in cells if profile else ():
