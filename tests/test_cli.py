@@ -47,7 +47,7 @@ def test_help_is_instant(args: str) -> None:
     seconds = []
     for _ in range(4):
         before = used()
-        command = [sys.executable, "-m", "scangolf.cli", *args.split(), "--help"]
+        command = [sys.executable, "-m", "scangolf", *args.split(), "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds.append(used() - before)
         assert done.stdout.startswith("usage: scangolf")

@@ -102,9 +102,10 @@ def bench_train(
         return
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=120)
+    console.print(f"{describe(where)}, torch {torch.__version__}; medians of steps")
     console.print(
-        f"{describe(where)}, torch {torch.__version__}; tokens of a step, and of a pass; medians of "
-        f"steps; share: of the {peak / 1e12:,.3g} TFLOP/s of a large product of matrices"
+        "step, pass: tokens of each; "
+        f"share: of the {peak / 1e12:,.3g} TFLOP/s of a large product of matrices"
     )
     console.print(_table(cells))
     for cell in cells if profile else ():

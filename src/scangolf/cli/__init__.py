@@ -1,0 +1,51 @@
+"""The command line. A verb imports what it needs when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import signal
+import sys
+from collections.abc import Sequence
+
+from scangolf.cli import data, train, artifact, bench  # isort: skip  # the order of --help
+from scangolf.cli.app import app
+from scangolf.console import one_line
+from scangolf.errors import Stopped, UserError
+
+__all__ = ["artifact", "bench", "data", "main", "train"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one verb. Exits with 2 for the user's mistakes and for files that cannot be read or
+    written (a full disk), with 128 + its number after a signal."""
+    try:
+        _parse_and_run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"scangolf: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Stopped as stopped:
+        sys.exit(stopped.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # our reader has left, as `| head` does
+        sys.stderr.close()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "; free some space (a run goes on with --resume)" * (error.errno == errno.ENOSPC)
+        print(f"scangolf: {where}{error.strerror or error}{advice}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse_and_run(args: Sequence[str]) -> None:
+    """Parses with tyro, whose boxed complaint becomes one line, and runs the verb."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            verb = app.cli(prog="scangolf", args=args or ["--help"])
+    except SystemExit as error:
+        if error.code in (0, None):
+            raise
+        raise UserError(one_line(complaint.getvalue())) from error
+    verb()

@@ -1,0 +1,131 @@
+"""What is done with runs and their artifacts, and what there is to train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from scangolf.cli.app import PresetName, Verb, app
+from scangolf.config import PRESETS
+from scangolf.console import print_sample, print_values
+from scangolf.errors import UserError
+
+
+@app.command(name="eval")
+def evaluate(
+    artifact: Positional[Path],
+    data: Path | None = None,
+    mode: Literal["plain", "sliding", "stateful"] = "plain",
+    stride: int | None = None,
+    seq_len: int | None = None,
+    device: str = "auto",
+    json: bool = False,
+) -> Verb:
+    """Bits per byte of an artifact as it lies on disk, on the whole validation split.
+
+    Args:
+        artifact: A run folder, or an artifact file.
+        data: Folder of the dataset; for a run folder, the one it was trained on unless given.
+        mode: What a target's context is: its own sequence, overlapping windows, or everything.
+        stride: Targets a window scores in mode sliding; a quarter of the sequence unless given.
+        seq_len: Tokens of a sequence; for a run folder, as in training unless given, else 1024.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.run import score_artifact
+
+        values = score_artifact(
+            artifact, data=data, mode=mode, stride=stride, seq_len=seq_len, device=device
+        )
+        print_values(values, json)
+
+    return verb
+
+
+@app.command
+def generate(
+    artifact: Positional[Path],
+    prompt: str = "The ",
+    tokens: int = 200,
+    temperature: float = 0.8,
+    top_k: int = 50,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Verb:
+    """Text that continues a prompt, in memory that does not grow with the text.
+
+    Args:
+        artifact: A run folder, or an artifact file.
+        prompt: What the text begins with.
+        tokens: Tokens to add.
+        temperature: 0 always takes the likeliest token; 1 samples the model's own distribution.
+        top_k: Sample from so many of the likeliest tokens.
+        seed: The same seed gives the same text.
+        device: auto, cpu, cuda or mps.
+    """
+
+    def verb() -> None:
+        from scangolf.artifact.load import load
+        from scangolf.device import pick_device
+        from scangolf.generate import generate as continue_text
+
+        if tokens < 1 or top_k < 1 or temperature < 0:
+            raise UserError(
+                f"--tokens {tokens} --top-k {top_k} --temperature {temperature}: "
+                "needs at least 1 token, a top-k of 1 and a temperature of 0"
+            )
+        model, tokenizer = load(artifact, pick_device(device))
+        text = continue_text(
+            model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed
+        )
+        print_sample(prompt, text)
+
+    return verb
+
+
+@app.command
+def report(run: Positional[Path], png: Path | None = None) -> Verb:
+    """Write report.html into a run folder: curves, score, bytes and a sample on one page.
+
+    Args:
+        run: A run folder, of a finished run or not.
+        png: Also write the curve of bits per byte alone, as this picture.
+    """
+
+    def verb() -> None:
+        from scangolf.report.page import write_report
+        from scangolf.report.plots import curve_png
+
+        print(write_report(run))
+        if png is not None:
+            curve_png(run, png)
+            print(png)
+
+    return verb
+
+
+@app.command
+def presets(name: Positional[PresetName | None] = None, json: bool = False) -> Verb:
+    """Every preset with its layers, parameters and bytes, or one as its whole configuration.
+
+    Args:
+        name: Show this one's configuration.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.config import to_dict
+
+        if name is not None:
+            print_values(to_dict(PRESETS[name]()), json)
+            return
+        from scangolf.run import describe_preset
+
+        rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
+        print_values(rows, json)
+
+    return verb

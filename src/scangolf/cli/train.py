@@ -1,0 +1,46 @@
+"""`scangolf train`: a verb for each preset, with every setting as an option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+from tyro.extras import SubcommandApp
+
+from scangolf.cli.app import Verb, app
+from scangolf.config import PRESETS, RunConfig
+from scangolf.console import print_sample, print_values
+
+train_app = SubcommandApp()
+app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
+
+
+def _add_preset(name: str, default: RunConfig) -> None:
+    def train(
+        config: Annotated[RunConfig, arg(name="")] = default,
+        out: Path | None = None,
+        resume: bool = False,
+    ) -> Verb:
+        return lambda: _train(config, default, out or Path("runs") / name, resume)
+
+    train.__doc__ = f"""{PRESETS[name].__doc__}
+
+    Args:
+        out: Run folder; runs/{name} unless given.
+        resume: Continue the run in that folder from its last checkpoint.
+    """
+    train_app.command(name=name)(train)
+
+
+def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> None:
+    from scangolf.run import resumed_config, run
+
+    summary = run(resumed_config(out, config, default) if resume else config, out, resume=resume)
+    sample = summary.pop("sample")
+    print_values(summary, as_json=False)
+    print_sample(sample["prompt"], sample["text"])
+
+
+for _name, _preset in PRESETS.items():
+    _add_preset(_name, _preset())
