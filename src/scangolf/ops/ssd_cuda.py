@@ -12,6 +12,7 @@ Shapes: B batch, L length, H heads, P head size, G groups of heads, N state, K c
 """
 
 import ctypes
+import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,17 @@ def why_not(x: Tensor, A: Tensor, B: Tensor) -> str | None:
         return f"they take states of {', '.join(map(str, STATES))}, not {n}"
     if not _sizes(p, n):
         return f"they take head sizes of 16 to 256 that a state of {n} fits, not {p}"
-    needed, there = shared_memory("backward", _sizes(p, n)[0], n), _gpu(x.device)
-    if needed > there.shared_memory_per_block_optin:
-        return f"a state of {n} needs {needed:,} bytes of shared memory for a block"
+    if not _sizes(p, n, _gpu(x.device).shared_memory_per_block_optin):
+        least = shared_memory("backward", _sizes(p, n)[-1], n)
+        return f"a state of {n} needs {least:,} bytes of shared memory for a block"
     return None
 
 
 def part_size(x: Tensor, B: Tensor) -> int:
     """Channels of a head that share a block: the most that fit and leave no multiprocessor idle."""
-    batch, _, heads, p = x.shape
-    sizes = _sizes(p, B.shape[3])
-    enough = (s for s in sizes if batch * heads * (p // s) >= _gpu(x.device).multi_processor_count)
+    (batch, _, heads, p), gpu = x.shape, _gpu(x.device)
+    sizes = _sizes(p, B.shape[3], gpu.shared_memory_per_block_optin)
+    enough = (s for s in sizes if batch * heads * (p // s) >= gpu.multi_processor_count)
     return next(enough, sizes[-1])
 
 
@@ -229,13 +230,15 @@ class _Arguments(ctypes.Structure):
     ]
 
 
-def _sizes(p: int, n: int) -> list[int]:
+def _sizes(p: int, n: int, room: float = math.inf) -> list[int]:
     """Channels that a block can take of heads of size p, the most first.
 
-    Its four warps divide the state [n, size] among them in blocks of 16 x 16.
+    Its four warps divide the state [n, size] among them in blocks of 16 x 16; `room` is the shared
+    memory, in bytes, that a block can have.
     """
     least = 16 * WARPS // min(n // 16, WARPS)
-    return [s for s in (64, 32, 16) if s >= least and p % s == 0 and s * n <= LARGEST_BLOCK]
+    sizes = (s for s in (64, 32, 16) if s >= least and p % s == 0 and s * n <= LARGEST_BLOCK)
+    return [s for s in sizes if shared_memory("backward", s, n) <= room]
 
 
 def _dense(x: Tensor) -> Tensor:
