@@ -8,22 +8,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from scangolf.ops import gdn_chunked
-from scangolf.ops.checks import check_backend
+from scangolf.ops.backends import choose, refusal
 
 Backend = Literal["auto", "triton", "reference"]
 KERNELS = ("triton",)
 
 
 def choose_backend(backend: str, q: Tensor, v: Tensor) -> str:
-    """The backend that runs: "triton" or "reference".
-
-    The same inputs give the same answer, so that the backward pass finds what the forward pass
-    took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
-    is not there: fake ones, of which only shapes are asked.
+    """The backend that runs: "triton" or "reference". See ops/backends.py.
 
     Args:
         backend: any of the names of `Backend`.
@@ -33,31 +28,13 @@ def choose_backend(backend: str, q: Tensor, v: Tensor) -> str:
     Raises:
         ValueError: no such backend, or the one that was named cannot take the inputs.
     """
-    check_backend(backend, Backend)
-    if backend == "reference" or q.numel() == 0 or v.numel() == 0:
-        return "reference"
-    if v.is_cuda and not torch.cuda.is_available():
-        return "reference"
-    if backend == "auto":
-        able = (name for name in KERNELS if v.is_cuda and why_not(name, q, v) is None)
-        return next(able, "reference")
-    reason = why_not(backend, q, v)
-    if reason is not None:
-        raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
-    return backend
+    empty = q.numel() == 0 or v.numel() == 0
+    return choose(backend, Backend, KERNELS, v, empty, lambda name: why_not(name, q, v))
 
 
 def why_not(backend: str, q: Tensor, v: Tensor) -> str | None:
     """What keeps a backend from the inputs; None if nothing does. Shapes as in choose_backend."""
-    if backend == "reference":
-        return None
-    if v.dtype == torch.float64:
-        return "they compute in float32, v is float64"
-    try:
-        kernels = _kernels(backend)
-    except ImportError as error:
-        return f"they need {error.name}, which is not installed"
-    return kernels.why_not(q, v)
+    return refusal(backend, _kernels, "v", v, q, v)
 
 
 def implementation(backend: str, q: Tensor, v: Tensor) -> ModuleType:

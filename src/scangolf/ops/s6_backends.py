@@ -7,11 +7,10 @@ have `why_not` and LARGEST_STATE, too; they are imported where they are asked fo
 from functools import cache
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from scangolf.ops import s6_chunked
-from scangolf.ops.checks import check_backend
+from scangolf.ops.backends import choose, refusal
 from scangolf.ops.s6_slices import Sliced
 
 Backend = Literal["auto", "cuda", "triton", "reference"]
@@ -19,11 +18,7 @@ KERNELS = ("cuda", "triton")  # the faster first
 
 
 def choose_backend(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str:
-    """The backend that runs: "cuda", "triton" or "reference".
-
-    The same inputs give the same answer, so that the backward pass finds what the forward pass
-    took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
-    is not there: fake ones, of which only shapes are asked.
+    """The backend that runs: "cuda", "triton" or "reference". See ops/backends.py.
 
     Args:
         backend: any of the names of `Backend`.
@@ -34,31 +29,13 @@ def choose_backend(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str:
     Raises:
         ValueError: no such backend, or the one that was named cannot take the inputs.
     """
-    check_backend(backend, Backend)
-    if backend == "reference" or u.numel() == 0 or A.numel() == 0:
-        return "reference"
-    if u.is_cuda and not torch.cuda.is_available():
-        return "reference"
-    if backend == "auto":
-        able = (name for name in KERNELS if u.is_cuda and why_not(name, u, A, B) is None)
-        return next(able, "reference")
-    reason = why_not(backend, u, A, B)
-    if reason is not None:
-        raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
-    return backend
+    empty = u.numel() == 0 or A.numel() == 0
+    return choose(backend, Backend, KERNELS, u, empty, lambda name: why_not(name, u, A, B))
 
 
 def why_not(backend: str, u: Tensor, A: Tensor, B: Tensor) -> str | None:
     """What keeps a backend from the inputs; None if nothing does. Shapes as in choose_backend."""
-    if backend == "reference":
-        return None
-    if u.dtype == torch.float64:
-        return "they compute in float32, u is float64"
-    try:
-        kernels = _kernels(backend)
-    except ImportError as error:
-        return f"they need {error.name}, which is not installed"
-    return kernels.why_not(u, A, B)
+    return refusal(backend, _kernels, "u", u, u, A, B)
 
 
 def implementation(backend: str, u: Tensor, A: Tensor, B: Tensor) -> Any:

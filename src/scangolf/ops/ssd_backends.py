@@ -8,22 +8,17 @@ from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from scangolf.ops import ssd_chunked
-from scangolf.ops.checks import check_backend
+from scangolf.ops.backends import choose, refusal
 
 Backend = Literal["auto", "cuda", "triton", "reference"]
 KERNELS = ("cuda", "triton")  # the faster first
 
 
 def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
-    """The backend that runs: "cuda", "triton" or "reference".
-
-    The same inputs give the same answer, so that the backward pass finds what the forward pass
-    took. Empty inputs take the reference, whatever was asked for, and so do tensors on a GPU that
-    is not there: fake ones, of which only shapes are asked.
+    """The backend that runs: "cuda", "triton" or "reference". See ops/backends.py.
 
     Args:
         backend: any of the names of `Backend`.
@@ -34,31 +29,13 @@ def choose_backend(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str:
     Raises:
         ValueError: no such backend, or the one that was named cannot take the inputs.
     """
-    check_backend(backend, Backend)
-    if backend == "reference" or x.numel() == 0 or B.numel() == 0:
-        return "reference"
-    if x.is_cuda and not torch.cuda.is_available():
-        return "reference"
-    if backend == "auto":
-        able = (name for name in KERNELS if x.is_cuda and why_not(name, x, A, B) is None)
-        return next(able, "reference")
-    reason = why_not(backend, x, A, B)
-    if reason is not None:
-        raise ValueError(f"backend is {backend!r}, whose kernels cannot run: {reason}")
-    return backend
+    empty = x.numel() == 0 or B.numel() == 0
+    return choose(backend, Backend, KERNELS, x, empty, lambda name: why_not(name, x, A, B))
 
 
 def why_not(backend: str, x: Tensor, A: Tensor, B: Tensor) -> str | None:
     """What keeps a backend from the inputs; None if nothing does. Shapes as in choose_backend."""
-    if backend == "reference":
-        return None
-    if x.dtype == torch.float64:
-        return "they compute in float32, x is float64"
-    try:
-        kernels = _kernels(backend)
-    except ImportError as error:
-        return f"they need {error.name}, which is not installed"
-    return kernels.why_not(x, A, B)
+    return refusal(backend, _kernels, "x", x, x, A, B)
 
 
 def implementation(backend: str, x: Tensor, A: Tensor, B: Tensor) -> ModuleType:
