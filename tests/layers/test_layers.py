@@ -7,19 +7,9 @@ import torch
 import torch.nn.functional as F
 from mixer_cases import CONFIG, filled
 
-from scangolf.layers.attention import ROTARY_ROWS, Attention, rotate
+from scangolf.layers.attention import ROTARY_ROWS, Attention
 from scangolf.layers.conv import CausalConv
 from scangolf.layers.s6 import S6
-
-
-def test_rotation_is_a_complex_product() -> None:
-    x_BLHP = torch.randn(2, 5, 3, 8, dtype=torch.float64)
-    angle_LP = torch.randn(5, 4, dtype=torch.float64)
-    rotated = torch.complex(x_BLHP[..., :4], x_BLHP[..., 4:]) * torch.exp(-1j * angle_LP)[:, None]
-    found = rotate(x_BLHP.float(), angle_LP.cos().float(), angle_LP.sin().float())
-    torch.testing.assert_close(
-        found.double(), torch.cat([rotated.real, rotated.imag], -1), atol=1e-5, rtol=1e-5
-    )
 
 
 def test_rotation_beyond_the_table_is_the_same_function() -> None:

@@ -9,21 +9,14 @@ from typing import Any, cast
 
 import pytest
 import torch
+from fused_cases import DEVICE, TOLERANCE
 from scan_cases import relative_error
 from torch import Tensor
 
 from scangolf.ops import conv
 from scangolf.ops.conv import causal_conv_silu
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("x", "weight", "bias", "seq_idx", "initial")
-# the interpreter cuts off what does not fit a bfloat16
-TOLERANCE = {
-    torch.float64: 1e-14,
-    torch.float32: 2e-6,
-    torch.float16: 1e-3,
-    torch.bfloat16: 8e-3,
-}
 OPTIONAL = ("bias", "initial")
 
 
@@ -129,39 +122,27 @@ def kernels(**x: Any) -> Tensor:
     return cast(Any, Kernels.apply(*inputs)).cpu()
 
 
-@pytest.fixture
-def _poisoned_memory(monkeypatch):
-    """What the kernels do not write is NaN."""
-    empty = torch.empty
-
-    def poisoned(*shape, **options):
-        x = empty(*shape, **options)
-        return x.fill_(math.nan) if x.dtype.is_floating_point else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("length", [1, 2, 31, 63])
 def test_kernels(length, dtype):
     assert_matches(kernels, make_inputs(length=length, channels=70, dtype=dtype))
 
 
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 def test_kernels_on_a_long_sequence():
     x = make_inputs(1, 1000, 3, dtype=torch.float32, starts=(5, 31, 32, 33, 64, 500, 998))
     assert_matches(kernels, x)
 
 
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("optional", [(), ("bias",), ("initial",), OPTIONAL], ids=str)
 @pytest.mark.parametrize("starts", [(), (1, 2, 3, 17, 31, 32, 33, 35)], ids=["one", "many"])
 def test_kernels_with_some_options(optional, starts):
     assert_matches(kernels, make_inputs(2, 37, 5, 4, torch.float32, optional, starts))
 
 
-@pytest.mark.usefixtures("_poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("taps", [2, 3, 5, 8])
 def test_kernels_with_other_taps(taps):
     assert_matches(kernels, make_inputs(2, 36, 5, taps, torch.float32, starts=(2, 9, 30, 33)))

@@ -1,7 +1,7 @@
 """Causal grouped-query attention with rotary positions and normalised queries and keys.
 
 Shapes: B batch, L length, S cached + new keys, D model width, H query heads, K key/value heads,
-P head size.
+P head size, W = P / 2 pairs of a head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scangolf.config import ModelConfig
 from scangolf.layers.linear import Linear
 from scangolf.layers.mixer import Mixer
-from scangolf.layers.norm import rms_norm
+from scangolf.ops.rotary import norm_rotate
 
 ROTARY_ROWS = 8192
 """Positions whose rotation is tabulated; later ones are computed when they come."""
@@ -67,13 +67,13 @@ class Attention(Mixer):
     ) -> tuple[Tensor, AttentionState | None]:
         B, L, _ = x_BLD.shape
         start = 0 if state is None else state.position
-        cos_LP, sin_LP = self._rotation(start, L)
+        cos_LW, sin_LW = self._rotation(start, L)
 
-        q_BLHP = rms_norm(self.q_proj(x_BLD).view(B, L, self.n_heads, self.head_dim))
-        k_BLKP = rms_norm(self.k_proj(x_BLD).view(B, L, self.n_kv_heads, self.head_dim))
+        q_BLHP = self.q_proj(x_BLD).view(B, L, self.n_heads, self.head_dim)
+        k_BLKP = self.k_proj(x_BLD).view(B, L, self.n_kv_heads, self.head_dim)
         v_BLKP = self.v_proj(x_BLD).view(B, L, self.n_kv_heads, self.head_dim)
-        q_BLHP = rotate(q_BLHP, cos_LP, sin_LP) * self.q_gain.to(x_BLD.dtype)[:, None]
-        k_BLKP = rotate(k_BLKP, cos_LP, sin_LP)
+        q_BLHP = norm_rotate(q_BLHP, cos_LW, sin_LW, self.q_gain)
+        k_BLKP = norm_rotate(k_BLKP, cos_LW, sin_LW)
 
         q_BHLP, k_BKSP, v_BKSP = (t.transpose(1, 2) for t in (q_BLHP, k_BLKP, v_BLKP))
         if state is None:
@@ -104,10 +104,3 @@ class Attention(Mixer):
         position = torch.arange(start, start + length, device=self.cos.device)
         angle = torch.outer(position.float(), self.frequency)
         return angle.cos(), angle.sin()
-
-
-def rotate(x_BLHP: Tensor, cos_LP: Tensor, sin_LP: Tensor) -> Tensor:
-    """Rotates the pairs (first half, second half) of every head by their position's angle."""
-    a, b = x_BLHP.float().chunk(2, dim=-1)
-    cos, sin = cos_LP[:, None], sin_LP[:, None]
-    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1).to(x_BLHP.dtype)

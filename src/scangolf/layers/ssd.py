@@ -17,7 +17,7 @@ from scangolf.layers.conv import CausalConv
 from scangolf.layers.dynamics import init_A_log, init_dt_bias
 from scangolf.layers.linear import Linear
 from scangolf.layers.mixer import Mixer
-from scangolf.layers.norm import rms_norm
+from scangolf.ops.gated_norm import gated_rms_norm
 from scangolf.ops.ssd import ssd_scan
 from scangolf.ops.ssd_step import ssd_state_update
 
@@ -71,24 +71,22 @@ class SSD(Mixer):
     ) -> tuple[Tensor, SSDState | None]:
         z_BLE, x_BLE, BC_BLW, dt_BLH = self._projections(x_BLD)
         if state is None:
-            inputs = self._scan_inputs(
-                z_BLE, self.x_conv.silu(x_BLE), self.BC_conv.silu(BC_BLW), dt_BLH
-            )
-            return self._project(ssd_scan(**inputs)), None
+            inputs = self._scan_inputs(self.x_conv.silu(x_BLE), self.BC_conv.silu(BC_BLW), dt_BLH)
+            return self._project(ssd_scan(**inputs), z_BLE), None
         convolved = (self.x_conv.silu(x_BLE, state.x_BKE), self.BC_conv.silu(BC_BLW, state.BC_BKW))
-        inputs = self._scan_inputs(z_BLE, *convolved, dt_BLH)
+        inputs = self._scan_inputs(*convolved, dt_BLH)
         y_BLHP, h_BHPN = ssd_scan(**inputs, initial_state=state.h_BHPN, return_final_state=True)
         x_BKE = self.x_conv.after(x_BLE, state.x_BKE)
         BC_BKW = self.BC_conv.after(BC_BLW, state.BC_BKW)
-        return self._project(y_BLHP), SSDState(x_BKE, BC_BKW, h_BHPN)
+        return self._project(y_BLHP, z_BLE), SSDState(x_BKE, BC_BKW, h_BHPN)
 
     def step(self, x_BD: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
         z_BE, x_BE, BC_BW, dt_BH = self._projections(x_BD)
         x_B1E, x_BKE = self.x_conv(x_BE[:, None], state.x_BKE)
         BC_B1W, BC_BKW = self.BC_conv(BC_BW[:, None], state.BC_BKW)
-        inputs = self._scan_inputs(z_BE, F.silu(x_B1E[:, 0]), F.silu(BC_B1W[:, 0]), dt_BH)
+        inputs = self._scan_inputs(F.silu(x_B1E[:, 0]), F.silu(BC_B1W[:, 0]), dt_BH)
         y_BHP, h_BHPN = ssd_state_update(state.h_BHPN, **inputs)
-        return self._project(y_BHP), SSDState(x_BKE, BC_BKW, h_BHPN)
+        return self._project(y_BHP, z_BE), SSDState(x_BKE, BC_BKW, h_BHPN)
 
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """z, x, B and C, dt; the last two, small, from one product."""
@@ -97,7 +95,7 @@ class SSD(Mixer):
         BC, dt = rest.split((W, H), dim=-1)
         return z, x, BC, dt
 
-    def _scan_inputs(self, z: Tensor, x: Tensor, BC: Tensor, dt: Tensor) -> dict[str, Any]:
+    def _scan_inputs(self, x: Tensor, BC: Tensor, dt: Tensor) -> dict[str, Any]:
         """The scan's arguments, for a sequence [B, L, ...] or a single position [B, ...]."""
         B, C = BC.chunk(2, dim=-1)
         return {
@@ -107,11 +105,10 @@ class SSD(Mixer):
             "B": B.unflatten(-1, (self.n_groups, -1)),
             "C": C.unflatten(-1, (self.n_groups, -1)),
             "D": self.D,
-            "z": z.unflatten(-1, (-1, self.head_dim)),
             "dt_bias": self.dt_bias,
             "dt_softplus": True,
         }
 
-    def _project(self, y: Tensor) -> Tensor:
-        """Heads [..., H, P], gated by the scan, to the model's width."""
-        return self.out_proj(rms_norm(y.flatten(-2)))
+    def _project(self, y: Tensor, z: Tensor) -> Tensor:
+        """Heads [..., H, P], gated and normalised together, to the model's width."""
+        return self.out_proj(gated_rms_norm(y.flatten(-2), z))
