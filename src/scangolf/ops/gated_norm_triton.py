@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scangolf.ops.s6_triton_lanes import sigmoid
 
-NUMBERS = 4096  # of a program: 32 for each thread
+NUMBERS = 2048  # of a program: 16 for each thread
 WARPS = 4
 
 
