@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from tyro.conf import Positional, arg
 from tyro.extras import SubcommandApp
@@ -19,6 +19,7 @@ from tyro.extras import SubcommandApp
 from scangolf.config import PRESETS, RunConfig
 from scangolf.console import one_line, print_sample, print_values
 from scangolf.errors import Stopped, UserError
+from scangolf.train.distributed import joined, rank
 
 if TYPE_CHECKING:
     from scangolf.data.shards import Manifest
@@ -44,12 +45,12 @@ app.command(train_app, name="train", help="Train a preset within its budget, int
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb. Exits with 2 for the user's mistakes and for files that cannot be read or
-    written (a full disk), with 128 + its number after a signal."""
+    written (a full disk), with 128 + its number after a signal. Of several processes that make a
+    run, only the first one speaks."""
     try:
         _parse_and_run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"scangolf: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
@@ -59,8 +60,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = "; free some space (a run goes on with --resume)" * (error.errno == errno.ENOSPC)
-        print(f"scangolf: {where}{error.strerror or error}{advice}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{where}{error.strerror or error}{advice}")
+
+
+def _refuse(line: str) -> NoReturn:
+    if rank() == 0:
+        print(f"scangolf: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parse_and_run(args: Sequence[str]) -> None:
@@ -268,7 +274,12 @@ def _add_preset(name: str, default: RunConfig) -> None:
 def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> None:
     from scangolf.run import resumed_config, run
 
-    summary = run(resumed_config(out, config, default) if resume else config, out, resume=resume)
+    with joined() as world:
+        if resume:
+            config = world.first(lambda: resumed_config(out, config, default))
+        summary = run(config, out, resume=resume, world=world)
+    if not world.is_first:
+        return
     sample = summary.pop("sample")
     print_values(summary, as_json=False)
     print_sample(sample["prompt"], sample["text"])
