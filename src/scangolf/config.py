@@ -394,6 +394,16 @@ def parallel() -> RunConfig:
     return _hybrid_of("parallel", "parallel")
 
 
+def golf() -> RunConfig:
+    """Three Mamba-2 blocks to one of attention, for 8 GPUs and 600 s; not measured yet."""
+    return dataclasses.replace(
+        hybrid_ssd(),
+        preset="golf",
+        seconds=600.0,
+        batch=BatchConfig(tokens=524_288, micro_tokens=65_536),
+    )
+
+
 def tiny() -> RunConfig:
     """A hybrid of four blocks that learns within two minutes on two CPU cores."""
     return RunConfig(
@@ -424,6 +434,7 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
     "hybrid-gdn": hybrid_gdn,
     "hybrid-lti": hybrid_lti,
     "parallel": parallel,
+    "golf": golf,
 }
 
 

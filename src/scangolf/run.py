@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scangolf.artifact.budget import measure
+from scangolf.artifact.budget import Budget, measure
 from scangolf.artifact.codec import save_artifact
 from scangolf.artifact.load import load
 from scangolf.artifact.quantize import quantize
@@ -28,9 +28,12 @@ from scangolf.generate import generate
 from scangolf.model import HybridLM
 from scangolf.report.page import write_report
 from scangolf.score.bpb import byte_table
-from scangolf.score.evaluate import Mode, Score, evaluate, whole_sequences
-from scangolf.train.loop import Trainer, evaluation_record, write_record
+from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
+from scangolf.train.checkpoint import Progress
+from scangolf.train.loop import Trainer, split_batch
+from scangolf.train.metrics import evaluation_record, write_record
 from scangolf.train.progress import make_display
+from scangolf.train.world import ALONE, World
 
 MAY_CHANGE = {"seconds", "steps", "data", "device", "compile", "evals", "checkpoint_seconds"}
 """What a resumed run may be given anew; everything else must be as it was."""
@@ -38,8 +41,56 @@ MAY_CHANGE = {"seconds", "steps", "data", "device", "compile", "evals", "checkpo
 SAMPLE_TOKENS = 200
 
 
-def run(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Trains into `folder` and returns its summary; a signal raises Stopped."""
+def run(
+    config: RunConfig, folder: Path, *, resume: bool = False, world: World = ALONE
+) -> dict[str, Any]:
+    """Trains into `folder` and returns its summary; a signal raises Stopped.
+
+    Every process of `world` calls it; the first one writes the folder.
+    """
+    dataset, val_tokens = world.together(lambda: _prepare(config, world))
+    world.first(lambda: _claim(folder, resume))
+
+    table = byte_table(dataset.tokenizer)
+
+    def score(model: HybridLM) -> Score:
+        part = part_of_split(val_tokens, config.batch.seq_len, world.rank, world.size)
+        own = evaluate(model, part, table, seq_len=config.batch.seq_len) if len(part) else Score()
+        return sum(world.gather(own), Score())
+
+    display = make_display(folder / "train.log" if world.is_first else None)
+    try:
+        display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
+        trainer = Trainer(config, dataset, folder, display, score, world)
+        processes = f", {world.size} processes" if world.size > 1 else ""
+        device = describe(trainer.device)
+        display.say(f"{trainer.model.n_parameters:,} parameters on {device}{processes}")
+        if resume:
+            trainer.resume()
+            if config.steps is not None and config.steps < trainer.progress.step:
+                raise UserError(
+                    f"--steps {config.steps}: the run has done {trainer.progress.step:,} already; "
+                    "ask for more"
+                )
+            display.say(f"resumed after step {trainer.progress.step:,}")
+        world.first(lambda: write_json(folder / "config.json", to_dict(config)))
+        trainer.train()
+        display.say("scoring the whole validation split")
+        val_score = trainer.evaluate(trainer.model)
+        world.first(lambda: _record_score(folder, trainer.progress, val_score))
+        display.say("writing the artifact, reading it back and scoring it")
+        summary = _finish(trainer, dataset, folder, val_score)
+        world.first(lambda: display.say(f"report: {write_report(folder)}"))
+    finally:
+        display.close()
+    return summary
+
+
+def _prepare(config: RunConfig, world: World) -> tuple[Dataset, np.ndarray]:
+    """The dataset and its validation tokens, once they and the machine suit the configuration.
+
+    Before anything is written: what cannot be run is refused here.
+    """
     dataset = open_dataset(Path(config.data))
     if dataset.tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
@@ -49,41 +100,9 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False) -> dict[str, A
         )
     val_tokens = dataset.val_tokens()
     whole_sequences(val_tokens, config.batch.seq_len)
-    pick_device(config.device)  # before anything is written: a device that is not there is refused
-    _claim(folder, resume)
-
-    table = byte_table(dataset.tokenizer)
-    display = make_display(folder / "train.log")
-    try:
-        display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
-        trainer = Trainer(
-            config,
-            dataset,
-            folder,
-            display,
-            lambda model: evaluate(model, val_tokens, table, seq_len=config.batch.seq_len),
-        )
-        display.say(f"{trainer.model.n_parameters:,} parameters on {describe(trainer.device)}")
-        if resume:
-            trainer.resume()
-            if config.steps is not None and config.steps < trainer.progress.step:
-                raise UserError(
-                    f"--steps {config.steps}: the run has done {trainer.progress.step:,} already; "
-                    "ask for more"
-                )
-            display.say(f"resumed after step {trainer.progress.step:,}")
-        write_json(folder / "config.json", to_dict(config))
-        trainer.train()
-        display.say("scoring the whole validation split")
-        score = trainer.evaluate(trainer.model)
-        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            write_record(metrics, evaluation_record(trainer.progress, 1.0, score))
-        display.say("writing the artifact, reading it back and scoring it")
-        summary = _finish(trainer, dataset, folder, score)
-        display.say(f"report: {write_report(folder)}")
-    finally:
-        display.close()
-    return summary
+    split_batch(config.batch, world.size)
+    world.device(config.device)
+    return dataset, val_tokens
 
 
 def score_artifact(
@@ -204,9 +223,59 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     os.replace(part, path)
 
 
+def _record_score(folder: Path, progress: Progress, score: Score) -> None:
+    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        write_record(metrics, evaluation_record(progress, 1.0, score))
+
+
 def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> dict[str, Any]:
-    config, model, progress = trainer.config, trainer.model, trainer.progress
+    """Writes the artifact, scores it as it was read back from disk, and writes the summary."""
+    config, model, progress, world = trainer.config, trainer.model, trainer.progress, trainer.world
     path = folder / "artifact.sg"
+    budget = world.first(lambda: _write_artifact(trainer, dataset, path))
+    # The file lies with the first process: the others score the weights that were read there.
+    on_disk = load(path, trainer.device) if world.is_first else (model, dataset.tokenizer)
+    reloaded, tokenizer = on_disk
+    world.copy_first_(reloaded.parameters())
+    artifact_score = trainer.evaluate(reloaded)
+
+    def summarise() -> dict[str, Any]:
+        prompt = _sample_prompt(dataset)
+        summary = {
+            "preset": config.preset,
+            "seed": config.seed,
+            "device": describe(trainer.device),
+            "world": world.size,
+            "layers": list(config.model.layers),
+            "parameters": model.n_parameters,
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "train_seconds": progress.seconds,
+            "tokens_per_second": progress.tokens / progress.seconds,
+            "val_loss": score.loss,
+            "val_bpb": score.bpb,
+            "artifact_val_bpb": artifact_score.bpb,
+            "artifact_bytes": budget.artifact_bytes,
+            "code_bytes": budget.code_bytes,
+            "total_bytes": budget.total_bytes,
+            "limit_bytes": budget.limit_bytes,
+            "fits": budget.fits,
+            "tokenizer_sha256": dataset.tokenizer.sha256,
+            "val_tokens": score.tokens,
+            "val_bytes": score.bytes,
+            "sample": {
+                "prompt": prompt,
+                "text": generate(reloaded, tokenizer, prompt, SAMPLE_TOKENS, seed=config.seed),
+            },
+        }
+        write_json(folder / "summary.json", summary)
+        return summary
+
+    return world.first(summarise)
+
+
+def _write_artifact(trainer: Trainer, dataset: Dataset, path: Path) -> Budget:
+    config, model = trainer.config, trainer.model
     save_artifact(
         path,
         {name: p.detach() for name, p in model.named_parameters()},
@@ -217,37 +286,7 @@ def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> d
     )
     budget = measure(path, config.artifact.limit_bytes)
     trainer.display.say(budget.describe())
-    reloaded, tokenizer = load(path, trainer.device)
-    artifact_score = trainer.evaluate(reloaded)
-    prompt = _sample_prompt(dataset)
-    summary = {
-        "preset": config.preset,
-        "seed": config.seed,
-        "device": describe(trainer.device),
-        "layers": list(config.model.layers),
-        "parameters": model.n_parameters,
-        "steps": progress.step,
-        "tokens": progress.tokens,
-        "train_seconds": progress.seconds,
-        "tokens_per_second": progress.tokens / progress.seconds,
-        "val_loss": score.loss,
-        "val_bpb": score.bpb,
-        "artifact_val_bpb": artifact_score.bpb,
-        "artifact_bytes": budget.artifact_bytes,
-        "code_bytes": budget.code_bytes,
-        "total_bytes": budget.total_bytes,
-        "limit_bytes": budget.limit_bytes,
-        "fits": budget.fits,
-        "tokenizer_sha256": dataset.tokenizer.sha256,
-        "val_tokens": score.tokens,
-        "val_bytes": score.bytes,
-        "sample": {
-            "prompt": prompt,
-            "text": generate(reloaded, tokenizer, prompt, SAMPLE_TOKENS, seed=config.seed),
-        },
-    }
-    write_json(folder / "summary.json", summary)
-    return summary
+    return budget
 
 
 def _sample_prompt(dataset: Dataset) -> str:

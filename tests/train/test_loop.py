@@ -10,69 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loop_cases import config, losses, made_up_dataset, trainer
 
-from scangolf.config import BatchConfig, RunConfig, ScheduleConfig, tiny
+from scangolf.config import BatchConfig, ScheduleConfig
 from scangolf.data.shards import Dataset
-from scangolf.data.tokenizer import Tokenizer, train_tokenizer
-from scangolf.errors import Diverged, Stopped
-from scangolf.score.evaluate import Score
-from scangolf.train.loop import Trainer, split_batch
+from scangolf.errors import Diverged, Stopped, UserError
+from scangolf.train.loop import split_batch
 
 GOLDEN = [5.7018, 4.8103, 4.3504, 4.333, 4.3869, 4.4097, 4.3353, 4.3469, 4.3281, 4.3566]
 """Every third loss of the first thirty steps."""
 
 
-class Silent:
-    """A display that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def update(self, record: dict[str, Any], seconds_left: float) -> None: ...
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def close(self) -> None: ...
-
-
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    words = [f"{a}{b} {b}{a}" for a in "abcdefghij" for b in "klmnopqrst"]
-    return train_tokenizer(words * 3, 300)
-
-
-@pytest.fixture(scope="module")
-def dataset(tokenizer: Tokenizer) -> Dataset:
-    """Tokens of a made-up language in which a token often follows from the two before it."""
-    generator = np.random.default_rng(7)
-    tokens = generator.integers(4, 300, 20_000)
-    for t in range(2, len(tokens)):
-        if tokens[t] % 4:
-            tokens[t] = 4 + (3 * tokens[t - 1] + tokens[t - 2]) % 296
-    shards: Any = (tokens[:18_000].astype(np.uint16),), (tokens[18_000:].astype(np.uint16),)
-    return Dataset(Path(), tokenizer, *shards)
-
-
-def config(**changes: Any) -> RunConfig:
-    base = tiny()
-    return dataclasses.replace(
-        base,
-        device="cpu",
-        model=dataclasses.replace(base.model, vocab_size=300, d_model=32, mlp_width=64),
-        batch=BatchConfig(tokens=256, seq_len=32, micro_tokens=128),
-        **({"evals": 0} | changes),
-    )
-
-
-def trainer(run: RunConfig, dataset: Dataset, folder: Path) -> Trainer:
-    folder.mkdir(exist_ok=True)
-    return Trainer(run, dataset, folder, Silent(), lambda model: Score(1.0, 2.0, 3, 4))
-
-
-def losses(folder: Path) -> list[float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record["loss"] for record in records if "loss" in record]
+def dataset() -> Dataset:
+    return made_up_dataset()
 
 
 def test_five_and_five_steps_are_ten(dataset: Dataset, tmp_path: Path) -> None:
@@ -189,3 +140,20 @@ def test_micro_batches_are_equal_parts(
     tokens: int, seq_len: int, micro_tokens: int, parts: tuple[int, int]
 ) -> None:
     assert split_batch(BatchConfig(tokens, seq_len, micro_tokens)) == parts
+
+
+@pytest.mark.parametrize(
+    ("tokens", "micro_tokens", "world", "parts"),
+    [(524_288, 65_536, 8, (64, 1)), (524_288, 65_536, 2, (64, 4)), (6 * 1024, 2048, 3, (2, 1))],
+)
+def test_processes_have_equal_parts(
+    tokens: int, micro_tokens: int, world: int, parts: tuple[int, int]
+) -> None:
+    assert split_batch(BatchConfig(tokens, 1024, micro_tokens), world) == parts
+
+
+@pytest.mark.parametrize(("sequences", "world"), [(8, 3), (2, 4)])
+def test_a_step_that_cannot_be_shared(sequences: int, world: int) -> None:
+    wanted = rf"--batch.tokens {sequences * 64}: {sequences} sequences of 64.* {world} processes.*"
+    with pytest.raises(UserError, match=rf"{wanted}multiple of {world * 64}, or"):
+        split_batch(BatchConfig(sequences * 64, 64, 64), world)

@@ -8,23 +8,25 @@ import io
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from scangolf.cli import data, train, artifact, bench  # isort: skip  # the order of --help
 from scangolf.cli.app import app
 from scangolf.console import one_line
 from scangolf.errors import Stopped, UserError
+from scangolf.train.distributed import rank
 
 __all__ = ["artifact", "bench", "data", "main", "train"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb. Exits with 2 for the user's mistakes and for files that cannot be read or
-    written (a full disk), with 128 + its number after a signal."""
+    written (a full disk), with 128 + its number after a signal. Of several processes that make a
+    run, only the first one speaks."""
     try:
         _parse_and_run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"scangolf: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
@@ -34,8 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = "; free some space (a run goes on with --resume)" * (error.errno == errno.ENOSPC)
-        print(f"scangolf: {where}{error.strerror or error}{advice}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(f"{where}{error.strerror or error}{advice}")
+
+
+def _refuse(line: str) -> NoReturn:
+    if rank() == 0:
+        print(f"scangolf: {line}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _parse_and_run(args: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ Verb = Callable[[], None]
 """What a parsed command line will do, run after parsing is over."""
 PresetName = Literal[
     "tiny", "baseline", "seed", "hybrid", "hybrid-1to1", "ssm",
-    "hybrid-ssd", "hybrid-gdn", "hybrid-lti", "parallel",
+    "hybrid-ssd", "hybrid-gdn", "hybrid-lti", "parallel", "golf",
 ]  # fmt: skip
 
 app = SubcommandApp()

@@ -11,6 +11,7 @@ from tyro.extras import SubcommandApp
 from scangolf.cli.app import Verb, app
 from scangolf.config import PRESETS, RunConfig
 from scangolf.console import print_sample, print_values
+from scangolf.train.distributed import joined
 
 train_app = SubcommandApp()
 app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
@@ -36,7 +37,12 @@ def _add_preset(name: str, default: RunConfig) -> None:
 def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> None:
     from scangolf.run import resumed_config, run
 
-    summary = run(resumed_config(out, config, default) if resume else config, out, resume=resume)
+    with joined() as world:
+        if resume:
+            config = world.first(lambda: resumed_config(out, config, default))
+        summary = run(config, out, resume=resume, world=world)
+    if not world.is_first:
+        return
     sample = summary.pop("sample")
     print_values(summary, as_json=False)
     print_sample(sample["prompt"], sample["text"])

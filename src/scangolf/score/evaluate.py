@@ -32,14 +32,27 @@ LOGITS_AT_ONCE = 2**24
 
 @dataclass(frozen=True)
 class Score:
-    loss: float
-    """Mean cross-entropy in nats a token."""
-    bpb: float
-    """Bits a byte."""
-    tokens: int
+    """Sums over targets; those of the parts of a split add up to those of the whole."""
+
+    nats: float = 0.0
+    """Cross-entropy of all the targets."""
+    tokens: int = 0
     """Targets scored."""
-    bytes: int
+    bytes: int = 0
     """Bytes of text that those targets stand for."""
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def bpb(self) -> float:
+        """Bits a byte."""
+        return bits_per_byte(self.nats, self.bytes)
+
+    def __add__(self, other: Score) -> Score:
+        return Score(self.nats + other.nats, self.tokens + other.tokens, self.bytes + other.bytes)
 
 
 def whole_sequences(tokens: np.ndarray, seq_len: int) -> int:
@@ -51,6 +64,17 @@ def whole_sequences(tokens: np.ndarray, seq_len: int) -> int:
             "use more text or a smaller --batch.seq-len"
         )
     return count
+
+
+def part_of_split(tokens: np.ndarray, seq_len: int, rank: int, world: int) -> np.ndarray:
+    """The part of a split that process `rank` of `world` scores in mode `plain`.
+
+    Whole sequences in a row and the target behind the last, so that the parts together have every
+    target of the split once. Without a sequence to score, it has no token.
+    """
+    count = whole_sequences(tokens, seq_len)
+    first, last = count * rank // world, count * (rank + 1) // world
+    return tokens[first * seq_len : last * seq_len + 1] if first < last else tokens[:0]
 
 
 @torch.inference_mode()
@@ -82,8 +106,7 @@ def evaluate(
         losses = _stateful(model, split, seq_len, device)
     nats = sum((part.double().sum() for part in losses), torch.zeros((), dtype=torch.float64))
     n_bytes = table.total(split[:-1], split[1:])
-    total = float(nats)
-    return Score(total / n_targets, bits_per_byte(total, n_bytes), n_targets, n_bytes)
+    return Score(float(nats), n_targets, n_bytes)
 
 
 def _plain(

@@ -3,21 +3,19 @@
 On a GPU the host stays one step ahead of the device: a step's loss is read while the next one
 runs, so nothing waits for the host, and the clock is wrong by a step at most.
 
+Several processes make the same steps, each on its share of a step's sequences. The first one looks
+at the clock and decides, the others follow; it alone writes and shows anything.
+
 Shapes: B sequences, L length.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -25,8 +23,8 @@ from torch import Tensor
 from scangolf.config import BatchConfig, RunConfig
 from scangolf.data.batches import Batches
 from scangolf.data.shards import Dataset
-from scangolf.device import compute_dtype, pick_device
-from scangolf.errors import Diverged, Stopped
+from scangolf.device import compute_dtype
+from scangolf.errors import Diverged, Stopped, UserError
 from scangolf.model import HybridLM
 from scangolf.score.bpb import bits_per_byte, byte_table
 from scangolf.score.evaluate import Score
@@ -36,16 +34,16 @@ from scangolf.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from scangolf.train.gradients import Gradients
+from scangolf.train.metrics import drop_later, evaluation_record, write_record
 from scangolf.train.optim import Optimiser
+from scangolf.train.pace import Pace
 from scangolf.train.progress import Display
-from scangolf.train.schedule import Budget, Clock, lr_factor
+from scangolf.train.signals import stop_requests
+from scangolf.train.world import ALONE, World
 
 PRIMING_STEPS = 2
 """Steps that warm the compiler and the allocator before the clock starts; they leave no trace."""
-
-SLOW = 1.0
-"""Seconds from which on a step is waited for at once: the gap is nothing beside it, and whether
-the next one fits the budget is then known better."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class Launched:
 class Trainer:
     """One run in one folder, from its first step or from a checkpoint.
 
-    `evaluate` scores the model on the validation split, for the evaluations during the run.
+    `evaluate` scores the model on the validation split, for the evaluations during the run. Every
+    process of `world` makes its own Trainer and calls the same methods.
     """
 
     def __init__(
@@ -72,29 +71,31 @@ class Trainer:
         folder: Path,
         display: Display,
         evaluate: Callable[[HybridLM], Score],
+        world: World = ALONE,
     ) -> None:
         self.config, self.folder, self.display, self.evaluate = config, folder, display, evaluate
-        self.device = pick_device(config.device)
-        self.budget = Budget(config.seconds, config.steps)
-        self.clock = Clock()
+        self.world = world
+        self.device = world.device(config.device)
         self.progress = Progress()
-        self._settled_at = self._saved_at = self._step_seconds = 0.0
-        self.micro_sequences, self.micro_steps = split_batch(config.batch)
+        self.pace = Pace(config, world)
+        self.micro_sequences, self.micro_steps = split_batch(config.batch, world.size)
         self.batches = Batches(
             dataset.train,
             seq_len=config.batch.seq_len,
             sequences=self.micro_sequences,
             order=config.batch.order,
             seed=config.seed,
+            rank=world.rank,
+            world=world.size,
             device=self.device,
         )
         self.table = byte_table(dataset.tokenizer).to(self.device)
         self.model = HybridLM(config.model, config.seed).to(self.device)
         self.model.compute_dtype = compute_dtype(self.device)
-        self.optimiser = Optimiser(self.model, config.optim)
-        self.mean_loss: Callable[[HybridLM, Tensor, Tensor], Tensor] = mean_loss
-        if config.compile and self.device.type == "cuda":
-            self.mean_loss = torch.compile(mean_loss, fullgraph=True, dynamic=False)
+        self.optimiser = Optimiser(self.model, config.optim, world)
+        compiled = config.compile and self.device.type == "cuda"
+        self.gradients = Gradients(self.model, self.micro_steps, world, compiled=compiled)
+        if compiled:
             self._prime()
 
     def resume(self) -> None:
@@ -102,8 +103,12 @@ class Trainer:
 
         Metrics of later steps are dropped.
         """
-        if has_checkpoint(self.folder / "checkpoint"):
-            tensors, self.progress = load_checkpoint(self.folder / "checkpoint")
+        folder = self.folder / "checkpoint"
+        saved = self.world.first(
+            lambda: load_checkpoint(folder) if has_checkpoint(folder) else None
+        )
+        if saved is not None:
+            tensors, self.progress = saved
             with torch.no_grad():
                 for name, parameter in self.model.named_parameters():
                     parameter.copy_(tensors[f"model.{name}"])
@@ -111,29 +116,27 @@ class Trainer:
                 {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
             )
             self.batches.load_state_dict({"position": self.progress.position})
-            self.clock = Clock(self.progress.seconds)
-        metrics = self.folder / "metrics.jsonl"
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        whole = [line for line in lines if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= self.progress.step]
-        metrics.write_text("".join(line + "\n" for line in kept))
+            self.pace.resume(self.progress)
+        self.world.first(lambda: drop_later(self.folder / "metrics.jsonl", self.progress.step))
 
     def train(self) -> None:
         """Trains until the budget is used, or raises Stopped when a signal asks to stop.
 
         Either way the folder ends with a checkpoint. A loss that is not finite raises Diverged.
         """
+        metrics = self.folder / "metrics.jsonl" if self.world.is_first else Path(os.devnull)
         with (
             stop_requests() as stop,
-            (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as self._metrics,
+            metrics.open("a", encoding="utf-8") as self._metrics,
             self.batches,
         ):
             self._loop(stop)
             if self.progress.step > 0:
                 self.save()
-        if stop:
+            (signal,) = self.world.largest([stop[0] if stop else 0])
+        if signal:
             self.display.say(f"stopped after step {self.progress.step:,}; --resume goes on from it")
-            raise Stopped(stop[0])
+            raise Stopped(int(signal))
 
     def save(self) -> None:
         """Writes a checkpoint of the last step that was read, or raises Diverged.
@@ -145,56 +148,42 @@ class Trainer:
             raise Diverged(self._divergence(what))
         tensors = {f"model.{k}": v for k, v in self.model.named_parameters()}
         tensors |= {f"optim.{k}": v for k, v in self.optimiser.state().items()}
-        save_checkpoint(self.folder / "checkpoint", tensors, self.progress)
-        self._saved_at = self.clock.elapsed
+        self.world.first(
+            lambda: save_checkpoint(self.folder / "checkpoint", tensors, self.progress)
+        )
+        self.pace.saved()
 
     def _loop(self, stop: list[int]) -> None:
         under_way: Launched | None = None
         step = self.progress.step
-        evals = self.config.evals + 1
-        evals_done = int(self._share(step) * evals)
-        self._saved_at = self.clock.elapsed
-        self._settled_at = time.perf_counter()
-        self.clock.start()
-        while not stop and self._fits(step + 1):
-            launched = self._launch(step + 1)
+        self.pace.start()
+        while True:
+            decision = self.pace.decide(step, stop)
+            if under_way is not None and (decision.save or decision.evaluate or not decision.step):
+                self._settle(under_way)
+                under_way = None
+            if decision.save:
+                self.save()
+            if decision.evaluate:
+                self._evaluate()
+            if not decision.step:
+                break
             step += 1
+            launched = self._launch(step, decision.factor)
             if under_way is not None:
                 self._settle(under_way)
             under_way = launched
-            wants_eval = evals_done < int(self._share(step) * evals) < evals
-            wants_save = self.clock.elapsed - self._saved_at >= self.config.checkpoint_seconds
-            if launched.done is None or self._step_seconds > SLOW or wants_eval or wants_save:
+            if launched.done is None or decision.wait:
                 self._settle(launched)
                 under_way = None
-            if wants_save:
-                self.save()
-            if wants_eval:
-                evals_done += 1
-                self._evaluate()
-        if under_way is not None:
-            self._settle(under_way)
-        self.clock.pause()
+        self.pace.clock.pause()
 
-    def _elapsed(self, step: int) -> float:
-        """Seconds on the clock when `step` steps are done, estimated if some are under way."""
-        return self.clock.elapsed + (step - self.progress.step) * self._step_seconds
-
-    def _share(self, step: int) -> float:
-        return self.budget.share(step, self._elapsed(step))
-
-    def _fits(self, step: int) -> bool:
-        """Whether a step would end within the budget if it takes as long as the last one."""
-        if self.config.steps is not None:
-            return step <= self.config.steps
-        return self._elapsed(step) < self.config.seconds
-
-    def _launch(self, step: int) -> Launched:
-        before = step - 1
-        factor = lr_factor(self.config.schedule, self.budget, before, self._elapsed(before))
+    def _launch(self, step: int, factor: float) -> Launched:
         sums = torch.zeros(2, device=self.device)
-        for _ in range(self.micro_steps):
-            self._accumulate(*next(self.batches), sums)
+        for micro_step in range(self.micro_steps):
+            last = micro_step == self.micro_steps - 1
+            self._accumulate(*next(self.batches), sums, last=last)
+        self.world.sum_(sums)
         self.optimiser.step(factor)
         if self.device.type != "cuda":
             return Launched(step, factor, sums.cpu(), None)
@@ -204,57 +193,50 @@ class Trainer:
         done.record()
         return Launched(step, factor, on_host, done)
 
-    def _accumulate(self, x_BL: Tensor, y_BL: Tensor, sums: Tensor) -> None:
+    def _accumulate(self, x_BL: Tensor, y_BL: Tensor, sums: Tensor, *, last: bool) -> None:
         """One micro-batch: adds to the gradients, and its nats and bytes to `sums`."""
-        loss = self.mean_loss(self.model, x_BL, y_BL)
-        (loss / self.micro_steps).backward()
-        sums[0] += loss.detach() * y_BL.numel()
+        loss = self.gradients.add(x_BL, y_BL, last=last)
+        sums[0] += loss * y_BL.numel()
         sums[1] += self.table.count(x_BL, y_BL).sum()
 
     def _settle(self, launched: Launched) -> None:
         """Waits for a step, counts and records it."""
         if launched.done is not None:
             launched.done.synchronize()
-        now = time.perf_counter()
-        self._step_seconds, self._settled_at = now - self._settled_at, now
+        self.pace.settle(launched.step)
         nats, n_bytes = launched.sums.tolist()
         tokens = self.config.batch.tokens
         loss = nats / tokens
         if not math.isfinite(loss):
             raise Diverged(self._divergence(f"the loss is {loss} at step {launched.step}"))
-        seconds = self.clock.elapsed
+        seconds = self.pace.clock.elapsed
         self.progress = Progress(
             step=launched.step,
             tokens=self.progress.tokens + tokens,
             seconds=seconds,
-            position=launched.step * self.micro_steps * self.micro_sequences,
+            position=launched.step * (tokens // self.config.batch.seq_len),
         )
         record = {
             "step": launched.step,
             "tokens": self.progress.tokens,
             "seconds": seconds,
-            "share": self.budget.share(launched.step, seconds),
+            "share": self.pace.budget.share(launched.step, seconds),
             "loss": loss,
             "train_bpb": bits_per_byte(nats, int(n_bytes)),
             "lr": launched.factor,
-            "tokens_per_second": tokens / self._step_seconds,
+            "tokens_per_second": tokens / self.pace.step_seconds,
         }
-        self._record(record)
-        pace = seconds / launched.step
-        left = self.budget.steps_left(launched.step, seconds) * pace
+        write_record(self._metrics, record)
+        left = self.pace.budget.steps_left(launched.step, seconds) * seconds / launched.step
         self.display.update(record, left)
 
     def _evaluate(self) -> None:
-        self.clock.pause()
-        score = self.evaluate(self.model)
-        share = self.budget.share(self.progress.step, self.progress.seconds)
-        self._record(evaluation_record(self.progress, share, score))
-        self.display.say(f"validation after step {self.progress.step:,}: {score.bpb:.4f} bits/byte")
-        self._settled_at = time.perf_counter()
-        self.clock.start()
-
-    def _record(self, record: dict[str, Any]) -> None:
-        write_record(self._metrics, record)
+        with self.pace.evaluation():
+            score = self.evaluate(self.model)
+            share = self.pace.budget.share(self.progress.step, self.progress.seconds)
+            write_record(self._metrics, evaluation_record(self.progress, share, score))
+            step = f"{self.progress.step:,}"
+            self.display.say(f"validation after step {step}: {score.bpb:.4f} bits/byte")
 
     def _prime(self) -> None:
         """Compiles all that a step runs, then puts model, optimiser and data back.
@@ -264,8 +246,9 @@ class Trainer:
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         sums = torch.zeros(2, device=self.device)
         for _ in range(PRIMING_STEPS):
-            for _ in range(min(2, self.micro_steps)):  # the second one adds to the gradients
-                self._accumulate(*next(self.batches), sums)
+            self._accumulate(*next(self.batches), sums, last=self.micro_steps == 1)
+            if self.micro_steps > 1:  # the second one adds to the gradients
+                self._accumulate(*next(self.batches), sums, last=True)
             self.optimiser.step(0.0)
         self.batches.load_state_dict({"position": 0})
         self.optimiser.reset()
@@ -286,52 +269,18 @@ class Trainer:
         )
 
 
-def mean_loss(model: HybridLM, x_BL: Tensor, y_BL: Tensor) -> Tensor:
-    """Mean cross-entropy in nats a token."""
-    return model(x_BL, y_BL).mean()
+def split_batch(batch: BatchConfig, world: int = 1) -> tuple[int, int]:
+    """Sequences of a micro-batch of each process, and micro-batches of a step.
 
-
-def split_batch(batch: BatchConfig) -> tuple[int, int]:
-    """Sequences of a micro-batch, and micro-batches of a step: equal parts within micro_tokens."""
-    sequences = batch.tokens // batch.seq_len
+    They are equal parts within micro_tokens; what `world` processes cannot share is a UserError.
+    """
+    sequences, left_over = divmod(batch.tokens // batch.seq_len, world)
+    if left_over or not sequences:
+        raise UserError(
+            f"--batch.tokens {batch.tokens}: {batch.tokens // batch.seq_len} sequences of "
+            f"{batch.seq_len} cannot be shared by {world} processes; needs a multiple of "
+            f"{world * batch.seq_len}, or another --nproc-per-node"
+        )
     most = min(sequences, batch.micro_tokens // batch.seq_len)
     micro = next(n for n in range(most, 0, -1) if sequences % n == 0)
     return micro, sequences // micro
-
-
-def evaluation_record(progress: Progress, share: float, score: Score) -> dict[str, Any]:
-    """The line of metrics.jsonl that an evaluation leaves."""
-    return {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "seconds": progress.seconds,
-        "share": share,
-        "val_loss": score.loss,
-        "val_bpb": score.bpb,
-    }
-
-
-def write_record(metrics: TextIO, record: dict[str, Any]) -> None:
-    """Appends one line to metrics.jsonl, at once on disk for whoever watches."""
-    metrics.write(json.dumps(record) + "\n")
-    metrics.flush()
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or SIGTERM puts its number in; a second Ctrl-C kills."""
-    stop: list[int] = []
-
-    def request(number: int, _frame: object) -> None:
-        stop.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,8 @@
 """The optimiser: Muon for the blocks' matrices, Adam for the rest, in explicit groups.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by its nearest semi-orthogonal matrix,
-found by Newton-Schulz iteration. All matrices of one shape are orthogonalised in one batch.
+found by Newton-Schulz iteration. All matrices of one shape are orthogonalised in one batch, and
+several processes share the matrices out among them.
 
 Shapes: M matrices of one shape, R rows, C columns.
 """
@@ -10,13 +11,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from scangolf.config import OptimConfig
 from scangolf.model import HybridLM
+from scangolf.train.shares import Shares
+from scangolf.train.world import ALONE, World
 
 GROUPS = ("matrix", "embedding", "head", "vector", "dynamics", "frozen")
 
@@ -30,7 +33,7 @@ def orthogonalise(G_MRC: Tensor, steps: int) -> Tensor:
     bf16 on a GPU, where it is fast and accurate enough; float32 elsewhere.
     """
     a, b, c = NEWTON_SCHULZ
-    X = G_MRC.bfloat16() if G_MRC.is_cuda else G_MRC.float()
+    X = G_MRC.to(update_dtype(G_MRC.device))
     tall = X.shape[-2] > X.shape[-1]
     if tall:
         X = X.mT
@@ -42,31 +45,54 @@ def orthogonalise(G_MRC: Tensor, steps: int) -> Tensor:
     return X.mT if tall else X
 
 
-class Muon:
-    """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns))."""
+def update_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
-    def __init__(self, parameters: Mapping[str, Tensor], config: OptimConfig) -> None:
+
+class Muon:
+    """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns)).
+
+    Each process of `world` has the momentum of its own share of the matrices, and computes their
+    updates for all.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Tensor], config: OptimConfig, world: World = ALONE
+    ) -> None:
         self.config = config
         self.step_count = 0
         by_shape: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in parameters.values():
             by_shape[parameter.shape].append(parameter)
         self.batches = list(by_shape.values())
-        self.momenta = [torch.zeros_like(torch.stack(batch)) for batch in self.batches]
+        self.matrices = [matrix for batch in self.batches for matrix in batch]
+        self.shares = Shares(self.matrices, world)
+        owned = iter(self.shares.owned)
+        self.own = [[i for i in range(len(batch)) if next(owned)] for batch in self.batches]
+        self.momenta = [
+            torch.zeros(len(own), *batch[0].shape, device=batch[0].device)
+            for own, batch in zip(self.own, self.batches, strict=True)
+        ]
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
+    def step(self, lr: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """One step; `meanwhile` is done while the updates travel between the processes."""
         c = self.config
         warm = min(1.0, self.step_count / c.momentum_steps) if c.momentum_steps else 1.0
         momentum = (1 - warm) * c.momentum_start + warm * c.momentum
-        for batch, momenta_MRC in zip(self.batches, self.momenta, strict=True):
-            grads_MRC = torch.stack([p.grad for p in batch if p.grad is not None])
+        updates: list[Tensor] = []
+        for batch, own, momenta_MRC in zip(self.batches, self.own, self.momenta, strict=True):
+            if not own:
+                continue
+            grads_MRC = torch.stack([g for i in own if (g := batch[i].grad) is not None])
             momenta_MRC.mul_(momentum).add_(grads_MRC)
             nesterov_MRC = grads_MRC.add_(momenta_MRC, alpha=momentum)
-            update_MRC = orthogonalise(nesterov_MRC, c.newton_schulz_steps).to(grads_MRC.dtype)
-            scale = math.sqrt(max(1.0, momenta_MRC.shape[-2] / momenta_MRC.shape[-1]))
-            for parameter, update_RC in zip(batch, update_MRC, strict=True):
-                parameter.add_(update_RC, alpha=-lr * scale)
+            updates += orthogonalise(nesterov_MRC, c.newton_schulz_steps)
+        finish = self.shares.exchange(updates, update_dtype(self.momenta[0].device))
+        meanwhile()
+        for matrix, update_RC in zip(self.matrices, finish(), strict=True):
+            rows, columns = matrix.shape
+            matrix.add_(update_RC, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
         self.step_count += 1
 
     def reset(self) -> None:
@@ -74,19 +100,34 @@ class Muon:
         for momenta_MRC in self.momenta:
             momenta_MRC.zero_()
 
+    def all_momenta(self) -> list[Tensor]:
+        """The momenta of all matrices, float32 [M, R, C] for each shape; every process calls it."""
+        own = [momentum_RC for momenta_MRC in self.momenta for momentum_RC in momenta_MRC]
+        momenta = iter(self.shares.exchange(own, torch.float32)())
+        return [torch.stack([next(momenta) for _ in batch]) for batch in self.batches]
+
+    @torch.no_grad()
+    def load_momenta(self, momenta: Sequence[Tensor]) -> None:
+        """The inverse of `all_momenta`; each process takes its own."""
+        for own, mine_MRC, momenta_MRC in zip(self.own, self.momenta, momenta, strict=True):
+            mine_MRC.copy_(momenta_MRC[own])
+
 
 class Optimiser:
     """Muon and Adam over the groups that the model declares for its parameters.
 
     `step(factor)` multiplies every group's learning rate by the schedule's factor. Parameters of
     the group `frozen` are never changed.
+
+    All processes of `world` call `step` and `state`, with the same gradients. Muon's matrices are
+    shared out among them; Adam, whose parameters are few, does the same in each.
     """
 
-    def __init__(self, model: HybridLM, config: OptimConfig) -> None:
+    def __init__(self, model: HybridLM, config: OptimConfig, world: World = ALONE) -> None:
         groups = partition(model)
         for parameter in groups["frozen"].values():
             parameter.requires_grad_(False)
-        self.muon = Muon(groups["matrix"], config)
+        self.muon = Muon(groups["matrix"], config, world)
         rates = {
             "embedding": config.embedding_lr,
             "head": config.head_lr,
@@ -110,8 +151,7 @@ class Optimiser:
     def step(self, factor: float) -> None:
         for group in self.adam.param_groups:
             group["lr"] = factor * group["base_lr"]
-        self.adam.step()
-        self.muon.step(factor * self.matrix_lr)
+        self.muon.step(factor * self.matrix_lr, meanwhile=self.adam.step)
         for parameter in self._parameters:
             parameter.grad = None
 
@@ -121,8 +161,8 @@ class Optimiser:
         self.muon.reset()
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor of the optimiser's state, by a stable name."""
-        tensors = {f"muon.{i}": m for i, m in enumerate(self.muon.momenta)}
+        """Every tensor of the optimiser's state, by a name that no number of processes changes."""
+        tensors = {f"muon.{i}": m for i, m in enumerate(self.muon.all_momenta())}
         tensors["muon.step"] = torch.tensor(self.muon.step_count)
         for name, parameter in zip(self.adam_names, self._adam_parameters(), strict=True):
             for key, value in self.adam.state[parameter].items():
@@ -132,8 +172,7 @@ class Optimiser:
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state`; a missing tensor is a KeyError."""
-        for i, momenta in enumerate(self.muon.momenta):
-            momenta.copy_(tensors[f"muon.{i}"])
+        self.muon.load_momenta([tensors[f"muon.{i}"] for i in range(len(self.muon.batches))])
         self.muon.step_count = int(tensors["muon.step"])
         for name, parameter in zip(self.adam_names, self._adam_parameters(), strict=True):
             self.adam.state[parameter] = {

@@ -21,8 +21,10 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def make_display(log: Path) -> Display:
-    """A display for this terminal that also keeps its plain lines in `log`."""
+def make_display(log: Path | None) -> Display:
+    """A display for this terminal that also keeps its plain lines in `log`; silent without one."""
+    if log is None:
+        return _Silent()
     return _Live(log) if sys.stdout.isatty() else _Plain(log)
 
 
@@ -37,6 +39,14 @@ def plain_line(record: dict[str, Any], seconds_left: float) -> str:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     return f"{minutes}:{rest:02d}"
+
+
+class _Silent:
+    def update(self, record: dict[str, Any], seconds_left: float) -> None: ...
+
+    def say(self, line: str) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class _Plain:

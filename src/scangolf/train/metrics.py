@@ -1,0 +1,36 @@
+"""metrics.jsonl: one object a line, for every step and every evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from scangolf.score.evaluate import Score
+from scangolf.train.checkpoint import Progress
+
+
+def evaluation_record(progress: Progress, share: float, score: Score) -> dict[str, Any]:
+    """The line of metrics.jsonl that an evaluation leaves."""
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "seconds": progress.seconds,
+        "share": share,
+        "val_loss": score.loss,
+        "val_bpb": score.bpb,
+    }
+
+
+def write_record(metrics: TextIO, record: dict[str, Any]) -> None:
+    """Appends one line to metrics.jsonl, at once on disk for whoever watches."""
+    metrics.write(json.dumps(record) + "\n")
+    metrics.flush()
+
+
+def drop_later(path: Path, step: int) -> None:
+    """Leaves only the whole lines of steps up to `step`; there need be no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    path.write_text("".join(line + "\n" for line in kept))
