@@ -56,6 +56,28 @@ def test_a_stream_by_hand():
     assert len(stream) == pytest.approx(len(symbols) / 8 + 8, abs=4)
 
 
+def test_a_decoder_that_takes_one_symbol_at_a_time():
+    """As docs/artifact.md describes the stream."""
+    symbols, classes = normal(20_000, 3.0), np.arange(20_000).astype(np.uint8) % 2
+    table = frequencies(symbols, classes, 2)
+    stream = encode(table, symbols, classes)
+    f = [[int(row[abs(s)]) for s in range(-127, 128)] for row in table]
+    before = [np.cumsum([0, *row]).tolist() for row in f]
+    states = np.frombuffer(stream, "<u4", 3).tolist()
+    words = iter(np.frombuffer(stream, "<u2", offset=12).tolist())
+    found = []
+    for i, k in enumerate(classes.tolist()):
+        x = states[i % 3]
+        slot = x % 2**14
+        s = int(np.searchsorted(before[k], slot, "right")) - 1
+        x = f[k][s] * (x >> 14) + slot - before[k][s]
+        states[i % 3] = x if x >= 2**16 else x * 2**16 + next(words)
+        found.append(s - 127)
+    assert found == symbols.tolist()
+    assert states == [2**16] * 3
+    assert next(words, None) is None
+
+
 def test_gaussian_symbols_take_their_entropy():
     spreads = 2.0 ** np.arange(-2, 5)
     symbols = np.concatenate([normal(40_000, s, i) for i, s in enumerate(spreads)])
