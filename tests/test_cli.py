@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scangolf.artifact.budget import code_bytes
 from scangolf.cli import main
 
 STORY = [
@@ -34,7 +35,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 @pytest.mark.parametrize(
     "args",
     [
-        *("", "data", "data text", "train", "train tiny", "eval", "generate", "report", "presets"),
+        *("", "data", "data text", "train", "train tiny", "eval", "quantize", "generate", "report"),
+        "presets",
         *("bench", "bench scan"),
     ],
 )
@@ -59,7 +61,7 @@ def test_help_is_instant(args: str) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tarin"], "choose from data, train, eval, generate, report, presets"),
+        (["tarin"], "choose from data, train, eval, quantize, generate, report, presets"),
         (["train", "tinny"], "choose from tiny, baseline, seed"),
         (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
         (["train", "tiny", "--batch.token", "3"], "did you mean --batch.tokens?"),
@@ -150,11 +152,34 @@ def test_from_text_to_a_scored_artifact(
     main(["eval", str(run / "artifact.sg"), "--data", data, "--seq-len", "64", "--json"])
     assert json.loads(capsys.readouterr().out)["val_bpb"] == pytest.approx(score["val_bpb"])
 
+    main(["quantize", str(run), "--bytes", "19000", "--device", "cpu", "--json"])
+    smaller = json.loads(capsys.readouterr().out)
+    assert smaller["artifact"] == str(run / "quantized.sg")
+    assert 18_800 < smaller["artifact_bytes"] <= 19_000 < summary["artifact_bytes"]
+    assert smaller["val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.06)
+    assert smaller["val_tokens"] == summary["val_tokens"]
+    main(["eval", str(run / "quantized.sg"), "--data", data, "--seq-len", "64", "--json"])
+    assert json.loads(capsys.readouterr().out)["val_bpb"] == pytest.approx(smaller["val_bpb"])
+    assert "do not fit into 99 bytes" in refusal(capsys, "quantize", str(run), "--bytes", "99")
+
     main(["generate", str(run), "--prompt", "The old", "--tokens", "8", "--seed", "3"])
     first = capsys.readouterr().out
     main(["generate", str(run), "--prompt", "The old", "--tokens", "8", "--seed", "3"])
     assert capsys.readouterr().out == first
     assert first.startswith("The old")
+
+
+def test_an_artifact_in_calibrated_steps(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(workplace / "data"), workplace / "mixed"
+    limit = code_bytes() + 19_000
+    options = ["--artifact.scheme", "mixed-rans", "--artifact.limit-bytes", str(limit)]
+    main([*TRAIN, "--data", data, "--out", str(run), *options])
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["fits"] is True
+    assert 18_800 < summary["artifact_bytes"] <= 19_000
+    assert summary["artifact_val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.05)
 
 
 def test_a_run_is_never_overwritten_and_resumes_only_as_itself(

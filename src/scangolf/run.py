@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from scangolf.artifact.budget import Budget, measure
-from scangolf.artifact.codec import save_artifact
+from scangolf.artifact.budget import Budget, code_bytes, measure
 from scangolf.artifact.load import load
 from scangolf.artifact.quantize import quantize
+from scangolf.artifact.save import save_model
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.data.shards import Dataset, open_dataset
 from scangolf.data.tokenizer import BOS
@@ -29,7 +29,7 @@ from scangolf.model import HybridLM
 from scangolf.report.page import write_report
 from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
-from scangolf.train.checkpoint import Progress
+from scangolf.train.checkpoint import Progress, load_checkpoint
 from scangolf.train.loop import Trainer, split_batch
 from scangolf.train.metrics import evaluation_record, write_record
 from scangolf.train.progress import make_display
@@ -150,6 +150,39 @@ def score_artifact(
         "val_bytes": score.bytes,
         "val_loss": score.loss,
         "val_bpb": score.bpb,
+    }
+
+
+def quantize_run(folder: Path, out: Path, *, max_bytes: int | None, device: str) -> dict[str, Any]:
+    """Another artifact of a run's last checkpoint, of at most `max_bytes`, and its score.
+
+    By scheme mixed-rans; without `max_bytes`, what the limit leaves beside the code.
+    """
+    config = _read_config(folder)
+    dataset = open_dataset(Path(config.data))
+    tensors, _ = load_checkpoint(folder / "checkpoint")
+    model = HybridLM(config.model, seed=None)
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.parameter_groups()})
+    mixed = save_model(
+        out,
+        model.to(pick_device(device)),
+        dataset,
+        "mixed-rans",
+        seq_len=config.batch.seq_len,
+        max_bytes=config.artifact.limit_bytes - code_bytes() if max_bytes is None else max_bytes,
+    )
+    assert mixed is not None
+    values = score_artifact(
+        out,
+        data=Path(config.data),
+        mode="plain",
+        stride=None,
+        seq_len=config.batch.seq_len,
+        device=device,
+    )
+    return values | {
+        "bits_per_weight": mixed.bits_per_weight,
+        "predicted_loss": mixed.predicted_loss,
     }
 
 
@@ -276,13 +309,13 @@ def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> d
 
 def _write_artifact(trainer: Trainer, dataset: Dataset, path: Path) -> Budget:
     config, model = trainer.config, trainer.model
-    save_artifact(
+    save_model(
         path,
-        {name: p.detach() for name, p in model.named_parameters()},
-        model.parameter_groups(),
-        config.model,
-        dataset.tokenizer,
+        model,
+        dataset,
         config.artifact.scheme,
+        seq_len=config.batch.seq_len,
+        max_bytes=config.artifact.limit_bytes - code_bytes(),
     )
     budget = measure(path, config.artifact.limit_bytes)
     trainer.display.say(budget.describe())

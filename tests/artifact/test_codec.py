@@ -1,7 +1,6 @@
 """The artifact file: what is written comes back, and no broken file does any harm."""
 
 import hashlib
-import io
 import json
 import pickle
 import random
@@ -12,36 +11,20 @@ import zlib
 import brotli
 import numpy as np
 import pytest
-import sentencepiece
 import torch
+from artifact_cases import TOKENIZER
 
 from scangolf.artifact import codec
-from scangolf.artifact.codec import read_artifact, save_artifact
-from scangolf.artifact.quantize import dequantize, quantize
+from scangolf.artifact.codec import encode, read_artifact, save_artifact
+from scangolf.artifact.coding import with_sizes
+from scangolf.artifact.quantize import Stored, dequantize, quantize
 from scangolf.config import ModelConfig, to_dict
-from scangolf.data.tokenizer import Tokenizer
 from scangolf.errors import UserError
 
-SCHEMES = ["int8-brotli", "int8-zlib"]
+SCHEMES = ["int8-brotli", "int8-zlib", "mixed-rans"]
 HEADER_BYTES = 56
 
 
-def small_tokenizer() -> Tokenizer:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["the cat sat on the mat"] * 20),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=24,
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        num_threads=1,
-        minloglevel=2,
-    )
-    return Tokenizer(model.getvalue())
-
-
-TOKENIZER = small_tokenizer()
 CONFIG = ModelConfig(vocab_size=TOKENIZER.vocab_size, d_model=64, n_layers=2)
 
 
@@ -66,16 +49,35 @@ def small_state() -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 STATE, GROUPS = small_state()
 
 
+def mixed(shape: tuple[int, ...]) -> Stored:
+    """A tensor in steps of its own, with codes beyond the coder's symbols."""
+    rng = np.random.default_rng(0)
+    row_R, column_D = (rng.integers(-40, -20, n).astype(np.int8) for n in shape)
+    spread_RD = np.exp2(np.add.outer(rng.uniform(-6, 7, shape[0]), rng.uniform(-1, 1, shape[1])))
+    codes_RD = np.rint(rng.standard_normal(shape) * spread_RD).astype("<i2")
+    codes_RD[0, :4] = 127, -128, 32767, -32767
+    return Stored("mixed", (*with_sizes(row_R, column_D, codes_RD), codes_RD))
+
+
+def stored_state(scheme: str) -> dict[str, Stored]:
+    """The same tensors as they are stored; mixed-rans has every coding of its own and of others."""
+    stored = {name: quantize(name, w, GROUPS[name], scheme) for name, w in STATE.items()}
+    if scheme == "mixed-rans":
+        matrices = ("blocks.0.up", "blocks.1.up", "blocks.1.large")
+        stored |= {name: mixed(tuple(STATE[name].shape)) for name in matrices}
+        none, empty = np.zeros(0, np.int8), np.zeros((0, 0), "<i2")
+        stored["empty"] = Stored("mixed", (*with_sizes(none, none, empty), empty))
+    return stored
+
+
 @pytest.fixture(scope="module", params=SCHEMES)
 def scheme(request) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def content(tmp_path_factory, scheme) -> bytes:
-    path = tmp_path_factory.mktemp("artifact") / "artifact.sg"
-    save_artifact(path, STATE, GROUPS, CONFIG, TOKENIZER, scheme)
-    return path.read_bytes()
+def content(scheme) -> bytes:
+    return encode(stored_state(scheme), CONFIG, TOKENIZER, scheme)
 
 
 @pytest.fixture
@@ -105,11 +107,11 @@ def parse(content: bytes) -> tuple[dict, bytes]:
     return json.loads(content[HEADER_BYTES : HEADER_BYTES + n_manifest]), content[-n_body:]
 
 
-def seal(manifest: dict | bytes, body: bytes) -> bytes:
-    """A file with right lengths and checksum, whatever it holds."""
+def seal(manifest: dict | bytes, body: bytes, like: bytes = b"scangolf\x01\0\0\0") -> bytes:
+    """A file with right lengths and checksum, whatever it holds, of the version of another."""
     text = manifest if isinstance(manifest, bytes) else json.dumps(manifest).encode()
     checked = struct.pack("<IQ", len(text), len(body)) + text + body
-    return b"scangolf\x01\0\0\0" + hashlib.sha256(checked).digest() + checked
+    return like[:12] + hashlib.sha256(checked).digest() + checked
 
 
 # --- what is written comes back -----------------------------------------------------------------
@@ -120,31 +122,46 @@ def test_round_trip(path, scheme):
     assert artifact.model_config == CONFIG
     assert artifact.tokenizer.model_bytes == TOKENIZER.model_bytes
     assert artifact.scheme == scheme
-    assert list(artifact.state) == list(STATE)
+    expected = stored_state(scheme)
+    assert list(artifact.state) == list(expected)
     for name, tensor in artifact.state.items():
-        expected = dequantize(quantize(name, STATE[name], GROUPS[name], scheme))
         assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, expected), name
+        assert torch.equal(tensor, dequantize(expected[name])), name
 
 
-def test_the_same_weights_give_the_same_file_and_its_size_is_returned(path, content, scheme):
-    assert save_artifact(path, STATE, GROUPS, CONFIG, TOKENIZER, scheme) == len(content)
-    assert path.read_bytes() == content
-    assert list(path.parent.iterdir()) == [path]
+def test_the_same_weights_give_the_same_file_and_its_size_is_returned(tmp_path, content, scheme):
+    assert encode(stored_state(scheme), CONFIG, TOKENIZER, scheme) == content
+    path = tmp_path / "artifact.sg"
+    n_bytes = save_artifact(path, STATE, GROUPS, CONFIG, TOKENIZER, scheme)
+    assert n_bytes == path.stat().st_size
+    assert list(tmp_path.iterdir()) == [path]
+    if scheme != "mixed-rans":
+        assert path.read_bytes() == content
 
 
 def test_the_layout_is_the_one_described(content, scheme):
-    assert content[:12] == b"scangolf\x01\0\0\0"
+    assert content[:12] == b"scangolf" + struct.pack("<I", 2 if scheme == "mixed-rans" else 1)
     assert content[12:44] == hashlib.sha256(content[44:]).digest()
     manifest, compressed = parse(content)
     assert manifest["model"] == to_dict(CONFIG)
-    decompress = {"int8-brotli": brotli.decompress, "int8-zlib": zlib.decompress}[scheme]
-    body = decompress(compressed)
-    assert body.startswith(TOKENIZER.model_bytes)
+    stored = stored_state(scheme)
     coding = {name: coding for name, _, coding in manifest["tensors"]}
-    last = [name for name in STATE if coding[name].startswith("int8")][-1]
-    codes = quantize(last, STATE[last], GROUPS[last], scheme).parts[0]
-    assert body.endswith(codes.tobytes())
+    if scheme == "mixed-rans":
+        n_stream = manifest["codes_bytes"]
+        compressed, stream = compressed[:-n_stream], compressed[-n_stream:]
+        codes = [t.parts[4].ravel() for t in stored.values() if t.coding == "mixed"]
+        beyond = np.abs(np.concatenate(codes).astype(int)) - 127
+        excess = beyond[beyond >= 0].astype("<u2").view(np.uint8).reshape(-1, 2).T.tobytes()
+        assert len(excess) == 2 * manifest["excesses"]
+        n_codes = sum(len(c) for c in codes)
+        assert len(stream) > 4 * -(-n_codes // 8192)
+        last = excess
+    else:
+        name = [name for name in STATE if coding[name].startswith("int8")][-1]
+        last = stored[name].parts[0].tobytes()
+    body = (zlib if scheme == "int8-zlib" else brotli).decompress(compressed)
+    assert body.startswith(TOKENIZER.model_bytes)
+    assert body.endswith(last)
     vectors = [STATE[name].reshape(-1) for name in STATE if coding[name] == "float32"]
     planes = [v.numpy().view(np.uint8).reshape(-1, 4).T.tobytes() for v in vectors if v.numel()]
     assert b"".join(planes) in body
@@ -263,7 +280,7 @@ def test_a_flipped_bit_behind_a_repaired_checksum_raises_nothing_but_user_errors
         broken = bytearray(text + body)
         place = choose.randrange(len(text)) if choose.random() < 0.7 else -choose.randrange(300)
         broken[place] ^= 1 << choose.randrange(8)
-        path.write_bytes(seal(bytes(broken[: len(text)]), bytes(broken[len(text) :])))
+        path.write_bytes(seal(bytes(broken[: len(text)]), bytes(broken[len(text) :]), content))
         try:
             read_artifact(path)
         except UserError as error:
@@ -308,6 +325,11 @@ LIES = {
     "a huge shape": lambda m: m | {"tensors": [["w", [2**20, 2**20], "float16"]]},
     "a huge empty shape": lambda m: m | {"tensors": [["w", [0, 10**30], "float16"]]},
     "many dimensions": lambda m: m | {"tensors": [["w", [1] * 100, "float16"]]},
+    "a vector in steps": lambda m: m | {"tensors": [["w", [9], "mixed"]]},
+    "a cube in steps": lambda m: m | {"tensors": [["w", [9, 9, 9], "mixed"]]},
+    "huge steps": lambda m: m | {"tensors": [["w", [2**16, 2**16], "mixed"]]},
+    "many rows of steps": lambda m: m | {"tensors": [["w", [2**29, 0], "mixed"]]},
+    "more codes than bytes": lambda m: m | {"tensors": [["w", [2**14, 2**13], "mixed"]]},
     "many empty rows": lambda m: m | {"tensors": [["w", [2**29, 0], "int8/float16"]]},
 }
 
@@ -315,7 +337,7 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lying_manifest_with_a_right_checksum(path, content, lie):
     manifest, body = parse(content)
-    assert "cannot be read" in refused(path, seal(LIES[lie](manifest), body))
+    assert "cannot be read" in refused(path, seal(LIES[lie](manifest), body, content))
 
 
 def test_lengths_that_lie(path, content):
@@ -337,10 +359,11 @@ def test_a_boundary_moved_between_manifest_and_body(path, content):
 
 def test_bodies_that_are_not_what_the_manifest_says(path, content, scheme):
     manifest, body = parse(content)
-    other = "int8-zlib" if scheme == "int8-brotli" else "int8-brotli"
-    assert "cannot be read" in refused(path, seal(manifest | {"scheme": other}, body))
+    for other in set(SCHEMES) - {scheme}:
+        lie = manifest | {"scheme": other}
+        assert "cannot be read" in refused(path, seal(lie, body, content))
     for broken in (b"", body[:-1], body + b"\0", body + body, bytes(len(body))):
-        assert "cannot be read" in refused(path, seal(manifest, broken))
+        assert "cannot be read" in refused(path, seal(manifest, broken, content))
 
 
 def test_a_file_larger_than_any_artifact(tmp_path):
@@ -366,14 +389,15 @@ def test_weights_that_are_not_finite_in_the_file(tmp_path):
 
 def test_a_decompression_bomb_takes_no_memory(path, content, scheme):
     zeros = bytes(2**20)
-    if scheme == "int8-brotli":
+    if scheme != "int8-zlib":
         packer = brotli.Compressor(quality=1)
         bomb = b"".join(packer.process(zeros) for _ in range(200)) + packer.finish()
     else:
         packer = zlib.compressobj(1)
         bomb = b"".join(packer.compress(zeros) for _ in range(200)) + packer.flush()
     manifest, _ = parse(content)
-    path.write_bytes(seal(manifest, bomb))
+    stream = content[-manifest["codes_bytes"] :] if scheme == "mixed-rans" else b""
+    path.write_bytes(seal(manifest, bomb + stream, content))
     tracemalloc.start()
     try:
         refused(path)
@@ -393,4 +417,65 @@ def test_a_body_over_the_cap_is_refused_before_it_is_decompressed(
     manifest, body = parse(content)
     for shape, coding in [([2**15, 2**13], "float16"), ([2**29, 0], "int8/float16")]:
         lie = manifest | {"tensors": [["w", shape, coding]]}
-        assert "bytes of tensors and tokenizer" in refused(path, seal(lie, body))
+        assert "bytes of tensors and tokenizer" in refused(path, seal(lie, body, content))
+
+
+# --- the entropy code of mixed-rans -------------------------------------------------------------
+
+CODE_LIES = {
+    "no codes": {"codes_bytes": 0},
+    "negative codes": {"codes_bytes": -1},
+    "more codes than body": {"codes_bytes": 2**40},
+    "codes of half a byte": {"codes_bytes": 1.5},
+    "codes of text": {"codes_bytes": "7"},
+    "no excesses": {"excesses": 0},
+    "negative excesses": {"excesses": -1},
+    "excesses of text": {"excesses": "7"},
+    "more excesses than codes": {"excesses": 2**28},
+}
+
+
+@pytest.mark.parametrize("lie", CODE_LIES)
+def test_lies_about_the_codes(tmp_path, lie):
+    content = encode(stored_state("mixed-rans"), CONFIG, TOKENIZER, "mixed-rans")
+    manifest, body = parse(content)
+    missing = {key: value for key, value in manifest.items() if key not in CODE_LIES[lie]}
+    for broken in (manifest | CODE_LIES[lie], missing):
+        message = refused(tmp_path / "artifact.sg", seal(broken, body, content))
+        assert "cannot be read" in message
+
+
+def test_a_damaged_stream_behind_a_repaired_checksum_is_noticed(tmp_path):
+    """The coder's states do not end where they must; only a flip that keeps them may pass."""
+    path = tmp_path / "artifact.sg"
+    content = encode(stored_state("mixed-rans"), CONFIG, TOKENIZER, "mixed-rans")
+    manifest, body = parse(content)
+    choose = random.Random(0)
+    for _ in range(100):
+        broken = bytearray(body)
+        broken[-1 - choose.randrange(manifest["codes_bytes"])] ^= 1 << choose.randrange(8)
+        assert "cannot be read" in refused(path, seal(manifest, bytes(broken), content))
+
+
+def test_codes_take_memory_in_proportion_to_their_bytes(tmp_path):
+    """A class of one symbol takes no bits: the states alone bound how many codes there can be."""
+    path = tmp_path / "artifact.sg"
+    content = encode(stored_state("mixed-rans"), CONFIG, TOKENIZER, "mixed-rans")
+    manifest, body = parse(content)
+    lie = manifest | {"tensors": [["w", [2**14, 2**13], "mixed"]]}
+    path.write_bytes(seal(lie, body, content))
+    tracemalloc.start()
+    try:
+        assert "134217728 codes in" in refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(content) + 2**20
+
+
+@pytest.mark.parametrize(("version", "scheme"), [(2, "int8-brotli"), (1, "mixed-rans")])
+def test_a_scheme_in_the_format_of_another(tmp_path, version, scheme):
+    content = encode(stored_state(scheme), CONFIG, TOKENIZER, scheme)
+    manifest, body = parse(content)
+    lie = seal(manifest, body, b"scangolf" + struct.pack("<I", version))
+    assert f"scheme {scheme} in format {version}" in refused(tmp_path / "artifact.sg", lie)

@@ -13,6 +13,10 @@ Integers are little-endian. The file ends with the body, and every size inside t
 from the manifest, so there is nothing to disagree: a reader knows how many bytes to expect before
 it decompresses, and stops there.
 
+Version 2, of scheme "mixed-rans", ends its body with the codes of the tensors in an entropy code of
+their own (rans.py), outside of what is compressed as one; the last compressed part is its table.
+docs/artifact.md has every detail.
+
 Parts lie in the order of their dtypes, tensors in the order of the manifest, so that bytes of one
 kind are neighbours. Floats are split into planes, all first bytes and then all second bytes,
 because only the bytes of sign and exponent compress.
@@ -26,27 +30,29 @@ import json
 import math
 import os
 import struct
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import brotli
 import numpy as np
 import torch
 
-from scangolf.artifact.quantize import CODINGS, Stored, dequantize, part_shapes, quantize
+from scangolf.artifact.coding import N_CLASSES, decode_codes, encode_codes
+from scangolf.artifact.compress import COMPRESS, DECOMPRESS
+from scangolf.artifact.quantize import CODED, CODINGS, Stored, dequantize, part_shapes, quantize
+from scangolf.artifact.rans import LARGEST, most_symbols
 from scangolf.config import ModelConfig, model_config_from_dict, to_dict
 from scangolf.data.tokenizer import Tokenizer
 from scangolf.errors import UserError
 
 MAGIC = b"scangolf"
-VERSION = 1
+VERSIONS = {"int8-brotli": 1, "int8-zlib": 1, "mixed-rans": 2}
+"""The version of the format by scheme."""
 PREFIX = struct.Struct("<8sI32s")
 """Magic, version, sha256."""
 LENGTHS = struct.Struct("<IQ")
-"""Bytes of the manifest and of the compressed body."""
+"""Bytes of the manifest and of the body."""
 MAX_MANIFEST = 2**20
 """Most bytes of a manifest; a tensor takes about 50."""
 MAX_BYTES = 2**29
@@ -76,7 +82,7 @@ class _Row:
         sizes = all(type(n) is int and 0 <= n <= MAX_BYTES for n in self.shape)
         if self.coding not in CODINGS or not isinstance(self.name, str) or not sizes:
             raise ValueError(f"cannot read tensor {self.name} of shape {self.shape}")
-        if len(self.shape) > 8 or (self.coding.startswith("int8") and len(self.shape) != 2):
+        if len(self.shape) > 8 or (len(CODINGS[self.coding]) > 1 and len(self.shape) != 2):
             raise ValueError(f"tensor {self.name} has {len(self.shape)} dimensions")
 
 
@@ -94,14 +100,19 @@ class _Part:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+TABLE = _Part("", 0, (N_CLASSES, LARGEST + 1), np.dtype("<u2"))
+"""The frequencies of the codes, in version 2; what codes have beyond it follows, in its dtype."""
+
+
 def _layout(rows: list[_Row]) -> list[_Part]:
-    """The parts of all tensors in the order of the body."""
+    """The parts of all tensors that are compressed as one, in the order of the body."""
     parts = [
         _Part(row.name, i, shape, np.dtype(dtype))
         for row in rows
         for i, (dtype, shape) in enumerate(
             zip(CODINGS[row.coding], part_shapes(row.coding, row.shape), strict=True)
         )
+        if (row.coding, i) != CODED
     ]
     return sorted(parts, key=lambda part: part.dtype.str)
 
@@ -124,7 +135,16 @@ def save_artifact(
     file cannot be written.
     """
     stored = {name: quantize(name, w, groups[name], scheme) for name, w in state.items()}
-    rows = [_Row(name, tuple(w.shape), stored[name].coding) for name, w in state.items()]
+    content = encode(stored, model_config, tokenizer, scheme)
+    write(path, content)
+    return len(content)
+
+
+def encode(
+    stored: Mapping[str, Stored], model_config: ModelConfig, tokenizer: Tokenizer, scheme: str
+) -> bytes:
+    """The content of an artifact file: every tensor as it is stored, by parameter name."""
+    rows = [_Row(name, tensor.shape, tensor.coding) for name, tensor in stored.items()]
     manifest = {
         "scheme": scheme,
         "model": to_dict(model_config),
@@ -132,17 +152,22 @@ def save_artifact(
         "tensors": [[row.name, row.shape, row.coding] for row in rows],
     }
     parts = [_planes(stored[part.name].parts[part.index]) for part in _layout(rows)]
-    content = _pack(manifest, tokenizer.model_bytes + b"".join(parts))
-    _write(path, content)
-    return len(content)
+    body = tokenizer.model_bytes + b"".join(parts)
+    stream = b""
+    if VERSIONS[scheme] == 2:
+        coded = [t for t in stored.values() if t.coding == CODED[0]]
+        table_KM, excess_X, stream = encode_codes(coded)
+        manifest |= {"codes_bytes": len(stream), "excesses": len(excess_X)}
+        body += _planes(table_KM) + _planes(excess_X)
+    return _pack(manifest, COMPRESS[scheme](body) + stream)
 
 
 def _pack(manifest: Mapping[str, Any], body: bytes) -> bytes:
-    """The content of a file: the header, the manifest and the body compressed by its scheme."""
+    """The content of a file: the header, the manifest and the body."""
     text = json.dumps(manifest, separators=(",", ":")).encode()
-    compressed = COMPRESS[manifest["scheme"]](body)
-    checked = LENGTHS.pack(len(text), len(compressed)) + text + compressed
-    return PREFIX.pack(MAGIC, VERSION, hashlib.sha256(checked).digest()) + checked
+    checked = LENGTHS.pack(len(text), len(body)) + text + body
+    digest = hashlib.sha256(checked).digest()
+    return PREFIX.pack(MAGIC, VERSIONS[manifest["scheme"]], digest) + checked
 
 
 def _planes(array: np.ndarray) -> bytes:
@@ -151,7 +176,8 @@ def _planes(array: np.ndarray) -> bytes:
     return b"".join(plain[i :: array.itemsize] for i in range(array.itemsize))
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises UserError where it cannot be written."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_bytes(content)
@@ -171,16 +197,16 @@ def read_artifact(path: Path) -> Artifact:
     Raises UserError for a file that is missing, damaged, or of another version. Whether the
     tensors are those of the configured model is for the one who builds it to check.
     """
-    checked = _read_checked(path)
+    version, checked = _read_checked(path)
     try:
-        return _decode(checked)
+        return _decode(version, checked)
     except (ValueError, KeyError, TypeError, RuntimeError, UserError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path} cannot be read: {reason}; get it again from its source") from error
 
 
-def _read_checked(path: Path) -> bytes:
-    """Everything that the checksum covers, once the lengths and the checksum are right."""
+def _read_checked(path: Path) -> tuple[int, bytes]:
+    """The version and all that the checksum covers, once the lengths and the checksum are right."""
     try:
         with path.open("rb") as file:
             n_file = os.fstat(file.fileno()).st_size
@@ -188,13 +214,13 @@ def _read_checked(path: Path) -> bytes:
             if not prefix.startswith(MAGIC) or len(lengths) < LENGTHS.size:
                 raise UserError(f"{path} is not a whole artifact: name an artifact.sg")
             _, version, digest = PREFIX.unpack(prefix)
-            if version != VERSION:
+            if version not in VERSIONS.values():
                 raise UserError(
-                    f"{path} has format {version}, this version of scangolf reads {VERSION}: "
+                    f"{path} has format {version}, this version of scangolf reads 1 and 2: "
                     "use the version that wrote it"
                 )
-            n_manifest, n_compressed = LENGTHS.unpack(lengths)
-            n_wanted = PREFIX.size + LENGTHS.size + n_manifest + n_compressed
+            n_manifest, n_body = LENGTHS.unpack(lengths)
+            n_wanted = PREFIX.size + LENGTHS.size + n_manifest + n_body
             if n_file != n_wanted:
                 raise UserError(
                     f"{path} is damaged, {n_file:,} bytes where its header says {n_wanted:,}: "
@@ -202,20 +228,23 @@ def _read_checked(path: Path) -> bytes:
                 )
             if n_file > MAX_BYTES:
                 raise UserError(f"{path} is {n_file:,} bytes, at most {MAX_BYTES:,} can be read")
-            checked = lengths + file.read(n_manifest + n_compressed)
+            checked = lengths + file.read(n_manifest + n_body)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name an artifact.sg") from error
     if hashlib.sha256(checked).digest() != digest:
         raise UserError(f"{path} is damaged, its checksum is wrong: get it again from its source")
-    return checked
+    return version, checked
 
 
-def _decode(checked: bytes) -> Artifact:
+def _decode(version: int, checked: bytes) -> Artifact:
     n_manifest, _ = LENGTHS.unpack_from(checked)
     if n_manifest > MAX_MANIFEST:
         raise ValueError(f"a manifest of {n_manifest:,} bytes")
     compressed = memoryview(checked)[LENGTHS.size + n_manifest :]
     manifest = json.loads(checked[LENGTHS.size : LENGTHS.size + n_manifest])
+    scheme = manifest["scheme"]
+    if VERSIONS[scheme] != version:
+        raise ValueError(f"scheme {scheme} in format {version}")
 
     rows = [_Row(name, tuple(shape), coding) for name, shape, coding in manifest["tensors"]]
     if len({row.name for row in rows}) != len(rows):
@@ -223,11 +252,25 @@ def _decode(checked: bytes) -> Artifact:
     layout = _layout(rows)
     n_tokenizer = manifest["tokenizer_bytes"]
     n_body = n_tokenizer + sum(part.n_bytes for part in layout)
-    if type(n_tokenizer) is not int or not 0 <= n_tokenizer <= n_body <= MAX_BYTES:
-        raise ValueError(f"{n_body} bytes of tensors and tokenizer")
+    n_codes = sum(math.prod(row.shape) for row in rows if row.coding == CODED[0])
+    n_all = n_body + np.dtype(CODINGS[CODED[0]][CODED[1]]).itemsize * n_codes
+    if type(n_tokenizer) is not int or not 0 <= n_tokenizer <= n_all <= MAX_BYTES:
+        raise ValueError(f"{n_all} bytes of tensors and tokenizer")
     config = model_config_from_dict(manifest["model"], "its manifest")
+    stream = b""
+    if version == 2:
+        n_stream, n_excess = manifest["codes_bytes"], manifest["excesses"]
+        if type(n_stream) is not int or not 0 <= n_stream <= len(compressed):
+            raise ValueError(f"{n_stream} bytes of codes")
+        if type(n_excess) is not int or not 0 <= n_excess <= n_codes:
+            raise ValueError(f"{n_excess} excesses of codes")
+        if n_codes > most_symbols(n_stream):
+            raise ValueError(f"{n_codes} codes in {n_stream} bytes")
+        border = len(compressed) - n_stream
+        compressed, stream = compressed[:border], bytes(compressed[border:])
+        n_body += TABLE.n_bytes + TABLE.dtype.itemsize * n_excess
 
-    body = DECOMPRESS[manifest["scheme"]](compressed, n_body)
+    body = DECOMPRESS[scheme](compressed, n_body)
     if len(body) != n_body:
         raise ValueError(f"its body does not hold {n_body} bytes")
     tokenizer = Tokenizer(body[:n_tokenizer])
@@ -235,11 +278,13 @@ def _decode(checked: bytes) -> Artifact:
         raise ValueError(
             f"{config.vocab_size} tokens in its model, {tokenizer.vocab_size} in its tokenizer"
         )
-    state = _weights(rows, layout, body[n_tokenizer:])
-    return Artifact(config, tokenizer, state, manifest["scheme"])
+    state = _weights(rows, layout, body[n_tokenizer:], stream)
+    return Artifact(config, tokenizer, state, scheme)
 
 
-def _weights(rows: list[_Row], layout: list[_Part], body: bytes) -> dict[str, torch.Tensor]:
+def _weights(
+    rows: list[_Row], layout: list[_Part], body: bytes, stream: bytes
+) -> dict[str, torch.Tensor]:
     """The float32 weights of every tensor, by name."""
     arrays: dict[tuple[str, int], np.ndarray] = {}
     start = 0
@@ -247,6 +292,14 @@ def _weights(rows: list[_Row], layout: list[_Part], body: bytes) -> dict[str, to
         planes = body[start : start + part.n_bytes]
         arrays[part.name, part.index] = _from_planes(planes, part.dtype).reshape(part.shape)
         start += part.n_bytes
+    if rest := body[start:]:
+        coded = [row.name for row in rows if row.coding == CODED[0]]
+        exponents = [tuple(arrays[name, i] for i in range(CODED[1])) for name in coded]
+        table_KM = _from_planes(rest[: TABLE.n_bytes], TABLE.dtype).reshape(TABLE.shape)
+        excess_X = _from_planes(rest[TABLE.n_bytes :], TABLE.dtype)
+        decoded = decode_codes(table_KM, excess_X, stream, exponents)
+        for name, codes in zip(coded, decoded, strict=True):
+            arrays[name, CODED[1]] = codes
     state = {}
     for row in rows:
         parts = tuple(arrays[row.name, i] for i in range(len(CODINGS[row.coding])))
@@ -262,35 +315,3 @@ def _from_planes(planes: bytes, dtype: np.dtype) -> np.ndarray:
     for i in range(dtype.itemsize):
         plain[i :: dtype.itemsize] = planes[i * n : (i + 1) * n]
     return np.frombuffer(plain, dtype)
-
-
-# --- compression --------------------------------------------------------------------------------
-
-
-def _unbrotli(compressed: memoryview, n_bytes: int) -> bytes:
-    reader = brotli.Decompressor()
-    try:
-        body = reader.process(compressed, output_buffer_limit=n_bytes + 1)
-    except brotli.error as error:
-        raise ValueError(str(error)) from error
-    return body if reader.is_finished() else b""
-
-
-def _unzlib(compressed: memoryview, n_bytes: int) -> bytes:
-    reader = zlib.decompressobj()
-    try:
-        body = reader.decompress(compressed, n_bytes + 1)
-    except zlib.error as error:
-        raise ValueError(str(error)) from error
-    return body if reader.eof and not reader.unused_data else b""
-
-
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "int8-brotli": lambda body: brotli.compress(body, quality=11, lgwin=24),
-    "int8-zlib": lambda body: zlib.compress(body, level=9),
-}
-DECOMPRESS: dict[str, Callable[[memoryview, int], bytes]] = {
-    "int8-brotli": _unbrotli,
-    "int8-zlib": _unzlib,
-}
-"""Decompress at most one byte more than expected; nothing unless the stream ends with the input."""

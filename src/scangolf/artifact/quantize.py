@@ -1,14 +1,16 @@
 """A weight tensor in the bytes it is stored in, and back.
 
-A stored tensor is one or two little-endian arrays, its parts; `CODINGS` says of which dtypes.
-Two schemes choose the coding of a tensor:
+A stored tensor is a few little-endian arrays, its parts; `CODINGS` says of which dtypes. The scheme
+chooses the coding of a tensor:
 
 - "int8-zlib", the challenge's: matrices of more than 65,536 elements as int8 with a float16 step
   per row that is at least 1/127, so that rows of small weights get few levels;
 - "int8-brotli": matrices and embeddings of more than 4,096 elements as int8 with a bfloat16 step
-  per row and no floor.
+  per row and no floor;
+- "mixed-rans": the matrices that were calibrated in steps of their own for every row and column
+  (steps.py, mixed.py), what is left as "int8-brotli" has it.
 
-Both keep control tensors (group "vector": scales, gains, mixes, skip weights) in float32 and
+All keep control tensors (group "vector": scales, gains, mixes, skip weights) in float32 and
 everything else in float16.
 """
 
@@ -34,10 +36,15 @@ CODINGS: dict[str, tuple[str, ...]] = {
     "int8/bfloat16": ("|i1", "<u2"),
     "float16": ("<f2",),
     "float32": ("<f4",),
+    "mixed": ("|i1", "|i1", "|i1", "|i1", "<i2"),
 }
 """The dtype of each part. The int8 codings hold codes and a step per row; the codes lie row by row
 beside float16 and column by column beside bfloat16. Numpy has no bfloat16: its bits are kept as
-unsigned integers."""
+unsigned integers. Mixed holds an exponent for every row and column, whose sum in quarters of an
+octave is a weight's step; another for the size of its row's and column's weights, which tells how
+large codes are (coding.py); and the codes."""
+CODED = ("mixed", 4)
+"""The coding and the number of the part that has an entropy code of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +54,25 @@ class Stored:
     coding: str
     parts: tuple[np.ndarray, ...]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's."""
+        values = self.parts[CODED[1] if self.coding == CODED[0] else 0]
+        return values.shape[::-1] if self.coding == "int8/bfloat16" else values.shape
+
 
 def part_shapes(coding: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
     """The shape of each part of a tensor."""
     if coding == "int8/bfloat16":
         return shape[::-1], shape[:1]
+    if coding == "mixed":
+        return shape[:1], shape[1:], shape[:1], shape[1:], shape
     return (shape, shape[:1])[: len(CODINGS[coding])]
 
 
 def quantize(name: str, tensor: torch.Tensor, group: str, scheme: str) -> Stored:
-    """The stored form of a tensor of any float dtype, of the optimiser group it was trained in.
+    """The stored form of a tensor of any float dtype, of the optimiser group it was trained in,
+    without calibration.
 
     Raises UserError for weights that are not finite. A tensor whose coding needs float16 and
     which holds a weight beyond its range is kept in float32.
@@ -68,7 +84,11 @@ def quantize(name: str, tensor: torch.Tensor, group: str, scheme: str) -> Stored
             f"tensor {name} holds {bad:,} weights that are not finite: the training diverged, "
             "lower its learning rates"
         )
-    coding = _choose(weights, group, scheme)
+    return store(weights, choose_coding(weights, group, scheme))
+
+
+def store(weights: np.ndarray, coding: str) -> Stored:
+    """float32 weights in a coding that needs no calibration; each row by itself."""
     if coding == "int8/float16":
         return Stored(coding, _int8_floored(weights))
     if coding == "int8/bfloat16":
@@ -78,6 +98,10 @@ def quantize(name: str, tensor: torch.Tensor, group: str, scheme: str) -> Stored
 
 def dequantize(stored: Stored) -> torch.Tensor:
     """The float32 weights that a stored tensor stands for."""
+    if stored.coding == "mixed":
+        rows, columns, _, _, codes = stored.parts
+        factors = [np.exp2(part / 4.0).astype(np.float32) for part in (rows, columns)]
+        return torch.from_numpy(codes * factors[0][:, None] * factors[1])
     values, *steps = stored.parts
     weights = values.astype(np.float32)
     if stored.coding == "int8/float16":
@@ -87,11 +111,12 @@ def dequantize(stored: Stored) -> torch.Tensor:
     return torch.from_numpy(weights)
 
 
-def _choose(weights: np.ndarray, group: str, scheme: str) -> str:
+def choose_coding(weights: np.ndarray, group: str, scheme: str) -> str:
+    """The coding of a tensor, float32, that is not calibrated."""
     if group == "vector":
         return "float32"
     elements = weights.size if weights.ndim == 2 else 0
-    if scheme == "int8-brotli" and elements > 4096 and group in INT8_GROUPS:
+    if scheme != "int8-zlib" and elements > 4096 and group in INT8_GROUPS:
         return "int8/bfloat16"
     if np.abs(weights).max(initial=0.0) > FLOAT16_MAX:
         return "float32"

@@ -50,6 +50,7 @@ class GDN(Mixer):
         self.in_proj = Linear(config.d_model, sum(self.projected))
         # Apart from in_proj: matrix products are fastest where widths are multiples of 8.
         self.ab_proj = Linear(config.d_model, 2 * g.n_heads)
+        self.ab_proj.dt_rows = range(2 * g.n_heads)
         self.conv = CausalConv(
             sum(self.convolved), g.d_conv, weight_group="dynamics", bias_group="dynamics"
         )

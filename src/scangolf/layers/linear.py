@@ -24,6 +24,8 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(fan_out)) if bias else None
         self.zero = zero
         self.groups = {"weight": "matrix", "bias": "vector"}
+        self.dt_rows = range(0)
+        """The outputs that set the memory of a scan: an artifact rounds these rows finely."""
 
     def init_weights(self, generator: torch.Generator) -> None:
         bound = 0.0 if self.zero else self.weight.shape[1] ** -0.5

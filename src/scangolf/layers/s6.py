@@ -93,7 +93,9 @@ class S6(ScanMixer):
         E = s.expand * config.d_model
         self.dt_rank, self.dt_min, self.dt_max = s.dt_rank, s.dt_min, s.dt_max
         self.x_proj = Linear(E, s.dt_rank + 2 * s.d_state)
+        self.x_proj.dt_rows = range(s.dt_rank)
         self.dt_proj = Linear(s.dt_rank, E)
+        self.dt_proj.dt_rows = range(E)
         self.delta_bias = nn.Parameter(torch.empty(E))
 
     def init_weights(self, generator: torch.Generator) -> None:

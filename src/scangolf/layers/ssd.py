@@ -45,6 +45,7 @@ class SSD(Mixer):
         self.head_dim, self.n_groups = s.head_dim, s.n_groups
         self.sizes = (E, E, W, H)  # of z, x, B and C, dt
         self.in_proj = Linear(config.d_model, sum(self.sizes))
+        self.in_proj.dt_rows = range(sum(self.sizes) - H, sum(self.sizes))
         # Two convolutions, so that their outputs, and the gradients of these, need no copies.
         self.x_conv, self.BC_conv = (
             CausalConv(width, s.d_conv, weight_group="dynamics", bias_group="dynamics")

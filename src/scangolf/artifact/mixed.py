@@ -1,0 +1,126 @@
+"""Scheme "mixed-rans": the weights in the steps that lose least within a number of bytes.
+
+The level (steps.py) is the only choice: rounding is tried at the finest level worth having, and
+where that takes too many bytes at the level at which a prediction says they will do, until they
+do. GPTQ rounds, and the size is that of the file itself.
+
+Shapes: R rows, D columns, N codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from scangolf.artifact.calibrate import Curvature
+from scangolf.artifact.codec import encode
+from scangolf.artifact.coding import LARGEST_CODE, classes, predicted_bytes, with_sizes
+from scangolf.artifact.gptq import round_columns
+from scangolf.artifact.quantize import INT8_GROUPS, Stored, quantize
+from scangolf.artifact.steps import Matrix, finest_level, step_sizes
+from scangolf.config import ModelConfig
+from scangolf.data.tokenizer import Tokenizer
+from scangolf.errors import UserError
+
+SCHEME = "mixed-rans"
+SLACK = 0.002
+"""Share of the bytes that may be left over; to use them up would take another round."""
+ROUNDS = 6
+EVERY = 8
+"""The prediction looks at every eighth column."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """An artifact's content, and what its rounding should cost."""
+
+    content: bytes
+    bits_per_weight: float
+    """Of all the content, over all the weights."""
+    predicted_loss: float
+    """Nats a token, to second order; on text the model was trained on."""
+
+
+def fit(
+    state: Mapping[str, Tensor],
+    groups: Mapping[str, str],
+    curvature: Mapping[str, Curvature],
+    model_config: ModelConfig,
+    tokenizer: Tokenizer,
+    max_bytes: int,
+) -> Mixed:
+    """The artifact of at most `max_bytes` whose rounding should cost least.
+
+    `state` holds every parameter once, `groups` the optimiser group of each. Smaller than
+    `max_bytes` where finer steps would gain nothing. Raises UserError for weights that are not
+    finite, and where no artifact is that small.
+    """
+    # Every tensor goes through `quantize`, which refuses weights that are not finite.
+    stored = {name: quantize(name, w, groups[name], SCHEME) for name, w in state.items()}
+    matrices = {
+        name: Matrix.of(state[name], curvature[name])
+        for name in state
+        if name in curvature and groups[name] in INT8_GROUPS
+    }
+    n_weights = sum(w.numel() for w in state.values())
+    finest = level = finest_level(matrices.values())
+    best = None
+    for _ in range(ROUNDS):
+        rounded, loss = _round(matrices, level)
+        content = encode(stored | rounded, model_config, tokenizer, SCHEME)
+        spare = max_bytes - len(content)
+        if spare >= 0 and (best is None or len(content) > len(best.content)):
+            best = Mixed(content, 8 * len(content) / n_weights, loss)
+        if 0 <= spare <= SLACK * max_bytes or (spare >= 0 and level <= finest):
+            break
+        wanted = predicted_code_bytes(matrices, level) + spare - SLACK / 2 * max_bytes
+        level = max(finest, _level_for(matrices, wanted, finest))
+    if best is None:
+        raise UserError(
+            f"{n_weights:,} weights do not fit into {max_bytes:,} bytes: train a smaller model, or "
+            "allow more bytes"
+        )
+    return best
+
+
+def _round(matrices: Mapping[str, Matrix], level: float) -> tuple[dict[str, Stored], float]:
+    """Every matrix rounded at a level, and the loss that is predicted for all of it."""
+    stored, loss = {}, 0.0
+    for name, m in matrices.items():
+        row_R = m.rows_at(level)
+        steps = step_sizes(row_R), step_sizes(m.column_D)
+        codes_RD, loss_R = round_columns(m.weights_RD, *steps, m.U_DD, LARGEST_CODE)
+        loss += 0.5 * float(m.g_R @ loss_R)
+        codes_RD = codes_RD.cpu().numpy()
+        exponents = with_sizes(row_R.cpu().numpy(), m.column_D.cpu().numpy(), codes_RD)
+        stored[name] = Stored("mixed", (*exponents, codes_RD))
+    return stored, loss
+
+
+def predicted_code_bytes(matrices: Mapping[str, Matrix], level: float) -> float:
+    """Bytes of the codes at a level, from the entropy of a sample of them, rounded to nearest."""
+    sampled, n_all, n_sampled = [], 0, 0
+    for m in matrices.values():
+        row_R, column_D = m.rows_at(level), m.column_D[::EVERY]
+        step_RD = step_sizes(row_R)[:, None] * step_sizes(column_D)
+        codes_RD = (m.weights_RD[:, ::EVERY] / step_RD).round().clamp(-LARGEST_CODE, LARGEST_CODE)
+        codes_RD = codes_RD.cpu().numpy().astype(np.int16)
+        exponents = with_sizes(row_R.cpu().numpy(), column_D.cpu().numpy(), codes_RD)
+        sampled.append((codes_RD, classes(exponents)))
+        n_all, n_sampled = n_all + m.weights_RD.numel(), n_sampled + codes_RD.size
+    return predicted_bytes(sampled) * n_all / max(n_sampled, 1)
+
+
+def _level_for(matrices: Mapping[str, Matrix], n_bytes: float, finest: float) -> float:
+    """The level at which the codes should take `n_bytes`, by bisection."""
+    low, high = finest, finest + 16.0
+    while high - low > 0.002:
+        middle = (low + high) / 2
+        if predicted_code_bytes(matrices, middle) > n_bytes:
+            low = middle
+        else:
+            high = middle
+    return high
