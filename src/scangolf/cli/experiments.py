@@ -9,6 +9,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from scangolf.cli.app import Verb, app
+from scangolf.train.trackers import TrackerName
 
 
 @app.command
@@ -19,6 +20,7 @@ def ablate(
     seconds: float | None = None,
     dry_run: bool = False,
     slurm: str | None = None,
+    track: TrackerName | None = None,
 ) -> Verb:
     """Do all runs of a plan, after checking every one of its variants.
 
@@ -32,12 +34,16 @@ def ablate(
         seconds: Budget of every run, instead of the plan's.
         dry_run: Only check and show the variants.
         slurm: Submit the runs to this partition of a SLURM cluster instead.
+        track: Also show every run in this tracker.
     """
 
     def verb() -> None:
         from scangolf.experiments.ablate import ablate as do
 
-        if not do(plan, out=out, data=data, seconds=seconds, dry_run=dry_run, slurm=slurm):
+        well = do(
+            plan, out=out, data=data, seconds=seconds, dry_run=dry_run, slurm=slurm, track=track
+        )
+        if not well:
             sys.exit(1)
 
     return verb

@@ -21,6 +21,7 @@ from scangolf.experiments.tables import print_checked, print_outcome, waiting
 from scangolf.experiments.trial import Trial, try_out
 from scangolf.experiments.work import Job, record_failure, work
 from scangolf.report.page import duration
+from scangolf.train.trackers import TrackerName, check_installed
 
 
 def ablate(
@@ -31,6 +32,7 @@ def ablate(
     seconds: float | None,
     dry_run: bool,
     slurm: str | None,
+    track: TrackerName | None,
 ) -> bool:
     """Checks the plan of that name or path, does its runs, and says whether none has failed.
 
@@ -38,6 +40,7 @@ def ablate(
     run under way has saved itself, when a signal asks to stop.
     """
     plan = read_plan(find_plan(name))
+    check_installed(track)
     configs = _check(plan, None if data is None else str(data), seconds)
     jobs = plan_jobs(plan, configs, Path("runs") / plan.name if out is None else out)
     for job in jobs:
@@ -47,10 +50,10 @@ def ablate(
     if slurm is not None:
         from scangolf.experiments.slurm import submit
 
-        submit(jobs, slurm, plan.name)
+        submit(jobs, slurm, plan.name, track)
         return True
     try:
-        _do_all(jobs)
+        _do_all(jobs, track)
     finally:
         print_outcome(jobs)
     return all(job.state() != "failed" for job in jobs)
@@ -90,7 +93,7 @@ def _check(plan: Plan, data: str | None, seconds: float | None) -> dict[str, Run
     return resolved.configs
 
 
-def _do_all(jobs: Sequence[Job]) -> None:
+def _do_all(jobs: Sequence[Job], track: TrackerName | None) -> None:
     failed_before = {job.name: job.failed_at() for job in jobs}
     took: list[float] = []
     for number, job in enumerate(jobs, start=1):
@@ -101,7 +104,7 @@ def _do_all(jobs: Sequence[Job]) -> None:
             continue  # just now, in another process
         print(f"run {number} of {len(jobs)}: {job.name}; {_where_we_stand(jobs, took)}", flush=True)
         began = time.monotonic()
-        _do(job)
+        _do(job, track)
         took.append(time.monotonic() - began)
 
 
@@ -119,9 +122,9 @@ def _where_we_stand(jobs: Sequence[Job], took: Sequence[float]) -> str:
     return f"{counts}, about {duration(left * seconds / workers)} left"
 
 
-def _do(job: Job) -> None:
+def _do(job: Job, track: TrackerName | None) -> None:
     """A run in a process of its own; Stopped where a signal ended it, or came to us meanwhile."""
-    process = multiprocessing.get_context("spawn").Process(target=work, args=(job,))
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(job, track))
     with _passing_on(process) as signals:
         process.start()
         process.join()

@@ -136,10 +136,10 @@ def _plan(name: str, values: Mapping[str, Any]) -> Plan:
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    if isinstance(seeds, list) and seeds and all(type(seed) is int for seed in seeds):
-        if len(set(seeds)) == len(seeds):
-            return tuple(seeds)
-    raise UserError(f"seeds = {seeds!r}: needs different whole numbers, such as [1, 2, 3]")
+    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds = {seeds!r}: needs different whole numbers, such as [1, 2, 3]")
+    return tuple(seeds)
 
 
 def _table(values: Mapping[str, Any], key: str) -> dict[str, Any]:

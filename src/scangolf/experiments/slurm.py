@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 from scangolf.errors import UserError
 from scangolf.experiments.work import Job, work
+from scangolf.train.trackers import TrackerName
 
 BESIDES_TRAINING = 60
 """Minutes a job may take beyond its budget: compiling, scoring, writing the artifact."""
 
 
-def submit(jobs: Sequence[Job], partition: str, name: str) -> None:
+def submit(
+    jobs: Sequence[Job], partition: str, name: str, track: TrackerName | None = None
+) -> None:
     """Submits a job for every run that is not finished, on one GPU each, and prints their numbers.
 
     A job does what `work` does: one that is already done, or under way elsewhere, ends at once, so
@@ -29,12 +32,13 @@ def submit(jobs: Sequence[Job], partition: str, name: str) -> None:
     if not left:
         print("every run is finished")
         return
-    executor = submitit.AutoExecutor(folder=left[0].folder.parents[1] / "slurm")
+    # Named, because without one submitit runs the jobs on this machine where there is no SLURM.
+    executor = submitit.AutoExecutor(left[0].folder.parents[1] / "slurm" / "%j", cluster="slurm")
     executor.update_parameters(
         name=name,
         slurm_partition=partition,
         gpus_per_node=1,
         timeout_min=math.ceil(left[0].config.seconds / 60) + BESIDES_TRAINING,
     )
-    for job, handle in zip(left, executor.map_array(work, left), strict=True):
+    for job, handle in zip(left, executor.map_array(work, left, [track] * len(left)), strict=True):
         print(f"job {handle.job_id}: {job.name}")

@@ -17,6 +17,7 @@ from scangolf.config import RunConfig, to_dict
 from scangolf.console import flat
 from scangolf.errors import Stopped, UserError
 from scangolf.experiments.claims import claimed, holder
+from scangolf.train.trackers import TrackerName, following
 
 State = Literal["finished", "under way", "failed", "interrupted", "waiting"]
 
@@ -72,7 +73,7 @@ class Job:
                 )
 
 
-def work(job: Job) -> None:
+def work(job: Job, track: TrackerName | None = None) -> None:
     """Does a run from where it stands, unless it is done or another process does it.
 
     To be called in a process of its own: then whatever becomes of one run, the memory it filled and
@@ -86,7 +87,8 @@ def work(job: Job) -> None:
         try:
             from scangolf.run import run
 
-            run(job.config, job.folder, resume=(job.folder / "config.json").exists())
+            with following(job.folder, track):
+                run(job.config, job.folder, resume=(job.folder / "config.json").exists())
         except Stopped as stopped:
             raise SystemExit(stopped.exit_code) from stopped
         except UserError as error:
