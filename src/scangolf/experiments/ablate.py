@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+import torch
 
 from scangolf.config import RunConfig
 from scangolf.data.shards import open_dataset
@@ -82,15 +84,24 @@ def _check(plan: Plan, data: str | None, seconds: float | None) -> dict[str, Run
             except UserError as error:
                 problems[variant] = str(error)
             except Exception as error:
-                problems[variant] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                problems[variant] = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    torch.cuda.empty_cache()  # for the runs, which are other processes
     print_checked(plan, resolved.configs, trials)
     if problems:
-        lines = [f"  {name}: {problems[name]}" for name in plan.variants if name in problems]
         raise UserError(
             f"{plan.name}: {len(problems)} of {len(plan.variants)} variants cannot be run, so none "
-            f"was started:\n" + "\n".join(lines)
+            f"was started:\n{_by_problem(plan, problems)}"
         )
     return resolved.configs
+
+
+def _by_problem(plan: Plan, problems: Mapping[str, str]) -> str:
+    """A line for each problem, with all the variants that have it."""
+    names: dict[str, list[str]] = {}
+    for variant in plan.variants:
+        if variant in problems:
+            names.setdefault(problems[variant], []).append(variant)
+    return "\n".join(f"  {', '.join(having)}: {problem}" for problem, having in names.items())
 
 
 def _do_all(jobs: Sequence[Job], track: TrackerName | None) -> None:
@@ -105,7 +116,8 @@ def _do_all(jobs: Sequence[Job], track: TrackerName | None) -> None:
         print(f"run {number} of {len(jobs)}: {job.name}; {_where_we_stand(jobs, took)}", flush=True)
         began = time.monotonic()
         _do(job, track)
-        took.append(time.monotonic() - began)
+        if job.state() == "finished":
+            took.append(time.monotonic() - began)
 
 
 def _where_we_stand(jobs: Sequence[Job], took: Sequence[float]) -> str:
