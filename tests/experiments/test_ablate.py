@@ -111,9 +111,12 @@ def test_a_dry_run_shows_all_and_trains_nothing(
     assert "mine: 2 variants of tiny, 2 seeds each, 3 steps a run: 4 runs" in shown
     assert "model.pattern = s6" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
-    other_data = Ablation(tmp_path, dataset, PLAN.replace("300", "301"))
-    assert other_data("--dry-run") == 2
+    other_tokens = Ablation(tmp_path, dataset, PLAN.replace("300", "301"))
+    assert other_tokens("--dry-run") == 2
     assert "model.vocab_size is 301, the tokenizer of" in capsys.readouterr().err
+    no_data = Ablation(tmp_path, tmp_path / "nowhere", PLAN + SCAN)
+    assert no_data("--dry-run") == 2
+    assert "\n  attention, scan: " + str(tmp_path / "nowhere") in capsys.readouterr().err
 
 
 def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(

@@ -67,9 +67,8 @@ def holder(folder: Path, besides: Path | None = None) -> Claim | None:
 
 
 def _make(path: Path) -> Path | None:
-    claim = Claim(
-        socket.gethostname(), os.getpid(), _born(os.getpid()), time.strftime("%Y-%m-%d %H:%M:%S")
-    )
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    claim = Claim(socket.gethostname(), os.getpid(), _born(os.getpid()), now)
     try:
         with path.open("x") as file:
             file.write(json.dumps(asdict(claim)))
