@@ -36,8 +36,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     "args",
     [
         *("", "data", "data text", "train", "train tiny", "eval", "quantize", "generate", "report"),
-        "presets",
-        *("bench", "bench scan"),
+        *("presets", "ablate", "compare", "bench", "bench scan", "bench train"),
     ],
 )
 def test_help_is_instant(args: str) -> None:
@@ -73,6 +72,9 @@ def test_help_is_instant(args: str) -> None:
         (["eval", "nowhere"], "nowhere"),
         (["generate", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["ablate", "nowhere"], "nowhere: no such plan"),
+        (["compare", "nowhere"], "nowhere: no run folder"),
+        (["compare"], "name at least one run folder"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),

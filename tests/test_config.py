@@ -83,6 +83,8 @@ def test_a_config_file_is_read_strictly(change: dict[str, object], message: str)
         ({"steps": 0}, "--steps"),
         ({"model": ModelConfig(d_model=500)}, "--model.d-model"),
         ({"model": ModelConfig(vocab_size=70_000)}, "--model.vocab-size"),
+        ({"model": ModelConfig(loops=0)}, "--model.loops 0: needs at least 1"),
+        ({"model": ModelConfig(n_layers=300, loops=4)}, "at most 1000 blocks passed"),
         ({"batch": BatchConfig(tokens=1000)}, "--batch.tokens"),
         ({"batch": BatchConfig(micro_tokens=10)}, "--batch.micro-tokens"),
         ({"batch": BatchConfig(seq_len=0)}, "--batch.seq-len"),

@@ -19,6 +19,7 @@ from scangolf.config import (
 )
 from scangolf.data.tokenizer import Tokenizer, train_tokenizer
 from scangolf.layers import MIXERS
+from scangolf.layers.norm import rms_norm
 from scangolf.model import HybridLM
 from scangolf.train.optim import partition
 
@@ -92,8 +93,11 @@ def test_strictly_causal(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_decoding_equals_the_whole_sequence(preset: str) -> None:
+    check_decoding(lively(shrunk(preset)).eval())
+
+
+def check_decoding(model: HybridLM) -> None:
     """Prompt by `extend`, in two parts, then token by token by `step`: the logits of `forward`."""
-    model = lively(shrunk(preset)).eval()
     tokens_BL = torch.randint(37, (2, 21))
     with torch.no_grad():
         whole = model(tokens_BL)
@@ -106,6 +110,59 @@ def test_decoding_equals_the_whole_sequence(preset: str) -> None:
             steps.append(logits)
     found = torch.cat([first, second, torch.stack(steps, dim=1)], dim=1)
     torch.testing.assert_close(found, whole, atol=2e-4, rtol=2e-4)
+
+
+LOOPED = dataclasses.replace(SMALL, n_layers=4, pattern="s6, ssd, gdn, attention", loops=3)
+
+
+def test_looped_blocks_are_shared_and_counted_once() -> None:
+    looped, once = lively(LOOPED), lively(dataclasses.replace(LOOPED, loops=1))
+    assert looped.n_parameters == once.n_parameters
+    assert looped.parameter_groups() == once.parameter_groups()
+    assert len(looped.init_state(1)) == 3 * len(once.init_state(1)) == 12
+
+
+def test_three_passes_are_a_deeper_model_of_equal_blocks() -> None:
+    """A stack of one block has no skips, so that a deep model can stand in for its passes."""
+    one = dataclasses.replace(SMALL, n_layers=1, pattern="s6", loops=3)
+    looped = lively(one)
+    deep = lively(dataclasses.replace(one, n_layers=3, loops=1))
+    with torch.no_grad():
+        deep.embedding.weight.copy_(looped.embedding.weight)
+        deep.skip_weights.zero_()
+    for block in deep.blocks:
+        block.load_state_dict(looped.blocks[0].state_dict())
+    tokens_BL = torch.randint(37, (2, 12))
+    assert torch.equal(looped(tokens_BL), deep(tokens_BL))
+    found = torch.autograd.grad(looped(tokens_BL, tokens_BL).mean(), [*looped.blocks.parameters()])
+    parts = torch.autograd.grad(deep(tokens_BL, tokens_BL).mean(), [*deep.blocks.parameters()])
+    for i, gradient in enumerate(found):
+        total = torch.stack(parts[i :: len(found)]).sum(0)
+        torch.testing.assert_close(gradient, total, atol=1e-6, rtol=1e-4)
+
+
+def test_the_skips_of_a_looped_model_stay_within_a_pass() -> None:
+    """Blocks that only add the embedding x0: the stream is x0 times a number for each channel."""
+    model = HybridLM(dataclasses.replace(LOOPED, loops=2))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.skip_weights.copy_(torch.rand(model.skip_weights.shape, generator=generator))
+        for block in model.blocks:
+            block.resid_mix.fill_(1.0)  # type: ignore[union-attr,operator]
+    inner, outer = model.skip_weights
+    factor = torch.ones(SMALL.d_model)
+    for _ in range(2):
+        first = factor + 1
+        second = first + 1
+        third = second + inner * second + 1
+        factor = third + outer * first + 1
+    x0 = rms_norm(model.embedding(torch.tensor([[5]])))
+    expected = 30 * torch.tanh(model.embedding.as_head(rms_norm(factor * x0)) / 30)
+    torch.testing.assert_close(model(torch.tensor([[5]])), expected)
+
+
+def test_decoding_a_looped_model_equals_the_whole_sequence() -> None:
+    check_decoding(lively(LOOPED).eval())
 
 
 @pytest.fixture(scope="module")

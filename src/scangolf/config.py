@@ -86,6 +86,8 @@ class ModelConfig:
     """Blocks."""
     pattern: str = "attention"
     """Mixers, repeated over the depth: attention, "3 s6 : 1 attention", or one kind a block."""
+    loops: int = 1
+    """Passes through the blocks, which share their weights: depth without parameters."""
     mlp_width: int = 1024
     """Hidden width of the MLP."""
     tie_embeddings: bool = True
@@ -269,6 +271,12 @@ def check_model(model: ModelConfig) -> None:
     )
     _require(1 <= model.n_layers <= 1000, "model.n-layers", model.n_layers, "1 to 1000")
     _require(len(model.layers) > 0, "model.pattern", model.pattern, "at least one kind")
+    _require(
+        model.loops >= 1 and model.loops * model.n_layers <= 1000,
+        "model.loops",
+        model.loops,
+        f"at least 1, and at most 1000 blocks passed (there are {model.n_layers})",
+    )
     _require(heads.n_heads > 0, "model.attention.n-heads", heads.n_heads, "at least 1")
     _require(
         model.d_model > 0 and model.d_model % (2 * heads.n_heads) == 0,

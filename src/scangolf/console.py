@@ -6,7 +6,10 @@ import difflib
 import re
 from collections.abc import Iterator
 from json import dumps
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def one_line(box: str) -> str:
@@ -37,9 +40,19 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
     table = Table(box=box.SIMPLE, show_header=False)
     table.add_column(style="bold")
     table.add_column()
-    for key, value in _flat(values):
+    for key, value in flat(values):
         table.add_row(key, _human(value))
     Console(highlight=False, markup=False).print(table)
+
+
+def wide_console() -> Console:
+    """For tables: as wide as the terminal, or 120 characters where there is none."""
+    from rich.console import Console
+
+    on_terminal = Console(highlight=False, markup=False)
+    if on_terminal.is_terminal:
+        return on_terminal
+    return Console(highlight=False, markup=False, width=120)
 
 
 def print_sample(prompt: str, text: str) -> None:
@@ -50,10 +63,11 @@ def print_sample(prompt: str, text: str) -> None:
     Console(soft_wrap=True).print(Text.assemble((prompt, "bold"), text))
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts by their dotted names."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

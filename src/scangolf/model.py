@@ -4,6 +4,8 @@
 - token embedding tied to the output, RMS norms without weights, no biases
 - every block mixes the residual stream with the normalised embedding, per channel
 - the first half of the blocks hands its output to the second half, innermost first
+- the stack may be passed several times with the same weights (Universal Transformers, Dehghani et
+  al. 2018, arXiv:1807.03819): skips stay within a pass, each block meets the embedding anew
 - float32 weights; the stream is in `compute_dtype`, the loss in float32
 - one initialisation from one seed, independent of torch's global random state
 
@@ -130,7 +132,7 @@ class HybridLM(nn.Module):
 
     def forward(self, tokens_BL: Tensor, targets_BL: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] in float32, or with targets the loss of each, in nats, [B, L]."""
-        logits_BLV, _ = self._logits(tokens_BL, [None] * len(self.blocks))
+        logits_BLV, _ = self._logits(tokens_BL, [None] * (len(self.blocks) * self.config.loops))
         if targets_BL is None:
             return logits_BLV
         losses = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none")
@@ -145,23 +147,28 @@ class HybridLM(nn.Module):
         return self._logits(tokens_B, state, step=True)
 
     def init_state(self, batch: int) -> list[State]:
-        """The state before the first token, for `extend` and `step`."""
+        """The state before the first token, for `extend` and `step`.
+
+        One a block and pass: a block that is passed again has seen other inputs there.
+        """
         device = self.skip_weights.device
-        mixers = (block.mixer for block in self.blocks)
+        mixers = [block.mixer for block in self.blocks] * self.config.loops
         return [mixer.init_state(batch, device, self.compute_dtype) for mixer in mixers]  # type: ignore[union-attr,operator]
 
     def _logits(
         self, tokens: Tensor, state: Sequence[State | None], *, step: bool = False
     ) -> tuple[Tensor, list[State]]:
         x = x0 = rms_norm(self.embedding(tokens).to(self.compute_dtype))
-        stored, new_state = [], []
-        for i, block in enumerate(self.blocks):
-            if i >= self.n_skips and stored:
-                x = x + self.skip_weights[i - self.n_skips].to(x.dtype) * stored.pop()
-            x, block_state = block(x, x0, state[i], step=step)
-            new_state.append(block_state)
-            if i < self.n_skips:
-                stored.append(x)
+        new_state = []
+        for _ in range(self.config.loops):
+            stored = []
+            for i, block in enumerate(self.blocks):
+                if i >= self.n_skips and stored:
+                    x = x + self.skip_weights[i - self.n_skips].to(x.dtype) * stored.pop()
+                x, block_state = block(x, x0, state[len(new_state)], step=step)
+                new_state.append(block_state)
+                if i < self.n_skips:
+                    stored.append(x)
         x = rms_norm(x)
         head = self.embedding.as_head if self.head is None else self.head
         logits = head(x)

@@ -189,17 +189,20 @@ def quantize_run(folder: Path, out: Path, *, max_bytes: int | None, device: str)
 def describe_preset(config: RunConfig) -> dict[str, str]:
     """A preset in a few words: its layers, parameters and bytes before compression."""
     model = HybridLM(config.model)
-    groups = model.parameter_groups()
-    scheme = config.artifact.scheme
-    stored = (quantize(name, p, groups[name], scheme) for name, p in model.named_parameters())
-    n_bytes = sum(part.nbytes for tensor in stored for part in tensor.parts)
     kinds = " ".join(config.model.layers)
     return {
         "layers": kinds,
         "parameters": f"{model.n_parameters:,}",
-        "int8 bytes, uncompressed": f"{n_bytes:,}",
+        "int8 bytes, uncompressed": f"{stored_bytes(model, config.artifact.scheme):,}",
         "seconds": f"{config.seconds:g}",
     }
+
+
+def stored_bytes(model: HybridLM, scheme: str) -> int:
+    """Bytes of a model's tensors as an artifact stores them, before compression."""
+    groups = model.parameter_groups()
+    stored = (quantize(name, p, groups[name], scheme) for name, p in model.named_parameters())
+    return sum(part.nbytes for tensor in stored for part in tensor.parts)
 
 
 def _claim(folder: Path, resume: bool) -> None:

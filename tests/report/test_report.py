@@ -17,7 +17,7 @@ from scangolf.report.curves import MAX_POINTS, smooth, thin, y_limits
 from scangolf.report.page import duration, megabytes, short, visible, write_report
 from scangolf.report.plots import curve_png
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "preset": "tiny", "seconds": 110.0, "steps": None, "data": "my data", "seed": 7,
     "model": {"pattern": "3 s6 : 1 attention", "n_layers": 4, "s6": {"d_state": 8}},
 }  # fmt: skip
@@ -213,6 +213,9 @@ def test_an_unfinished_run_has_a_page_of_what_there_is(tmp_path: Path) -> None:
     assert (last["train_bpb"], f"{last['train_bpb']:.4f}") in page.data
     assert (0.25, "25 %") in page.data
     assert "3 s6 : 1 attention, over 4 blocks" in page.text
+    looped = CONFIG | {"model": CONFIG["model"] | {"loops": 3}}
+    (run / "config.json").write_text(json.dumps(looped))
+    assert "over 4 blocks, passed 3 times" in Page(write_report(run)).text
     assert not page.rows
 
 

@@ -20,7 +20,7 @@ from scangolf.model import HybridLM
 def training_flop(model: HybridLM, length: int) -> float:
     """Of a token in a sequence of this length, forward and backward."""
     flop = 0.0
-    for module in model.modules():
+    for module in model.blocks.modules():
         if isinstance(module, Linear):
             flop += 2 * module.weight.numel()
         elif isinstance(module, Attention):
@@ -33,6 +33,5 @@ def training_flop(model: HybridLM, length: int) -> float:
         elif isinstance(module, GDN):
             width = module.convolved[-1]
             flop += gdn.GDN.flop(Shape(1, length, width, module.key_dim)) / length
-    if model.head is None:
-        flop += 2 * model.embedding.weight.numel()
-    return 3 * flop
+    head = model.embedding if model.head is None else model.head
+    return 3 * (model.config.loops * flop + 2 * head.weight.numel())

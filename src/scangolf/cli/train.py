@@ -12,6 +12,7 @@ from scangolf.cli.app import Verb, app
 from scangolf.config import PRESETS, RunConfig
 from scangolf.console import print_sample, print_values
 from scangolf.train.distributed import joined
+from scangolf.train.trackers import TrackerName, following
 
 train_app = SubcommandApp()
 app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
@@ -22,25 +23,30 @@ def _add_preset(name: str, default: RunConfig) -> None:
         config: Annotated[RunConfig, arg(name="")] = default,
         out: Path | None = None,
         resume: bool = False,
+        track: TrackerName | None = None,
     ) -> Verb:
-        return lambda: _train(config, default, out or Path("runs") / name, resume)
+        return lambda: _train(config, default, out or Path("runs") / name, resume, track)
 
     train.__doc__ = f"""{PRESETS[name].__doc__}
 
     Args:
         out: Run folder; runs/{name} unless given.
         resume: Continue the run in that folder from its last checkpoint.
+        track: Also show the run in this tracker.
     """
     train_app.command(name=name)(train)
 
 
-def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> None:
+def _train(
+    config: RunConfig, default: RunConfig, out: Path, resume: bool, track: TrackerName | None
+) -> None:
     from scangolf.run import resumed_config, run
 
     with joined() as world:
         if resume:
             config = world.first(lambda: resumed_config(out, config, default))
-        summary = run(config, out, resume=resume, world=world)
+        with following(out, track if world.is_first else None):
+            summary = run(config, out, resume=resume, world=world)
     if not world.is_first:
         return
     sample = summary.pop("sample")

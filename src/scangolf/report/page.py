@@ -60,12 +60,18 @@ def _render(folder: RunFolder) -> str:
         plots=svg_plots(folder),
         opening_is_cut=opening_is_cut(folder),
         layers=summary and summary["layers"],
-        pattern=f"{config['model']['pattern']}, over {config['model']['n_layers']} blocks",
+        pattern=_pattern(config["model"]),
         facts=list(_facts(summary)) if summary else [],
         sample=summary and summary["sample"],
         settings=[(name, json.dumps(value, ensure_ascii=False)) for name, value in _leaves(config)],
         command=_command(config),
     )
+
+
+def _pattern(model: dict[str, Any]) -> str:
+    loops = model.get("loops", 1)
+    passes = f", passed {loops} times" if loops > 1 else ""
+    return f"{model['pattern']}, over {model['n_layers']} blocks{passes}"
 
 
 def _headline(folder: RunFolder) -> Iterator[Fact]:

@@ -1,0 +1,1 @@
+"""Many runs: plans of ablations, and statistics over what they left."""

@@ -1,0 +1,166 @@
+"""`scangolf ablate`: every variant of a plan checked first, then all runs, a process for each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from scangolf.config import RunConfig
+from scangolf.data.shards import open_dataset
+from scangolf.errors import Stopped, UserError
+from scangolf.experiments.plan import Plan, find_plan, read_plan, resolve
+from scangolf.experiments.tables import print_checked, print_outcome, waiting
+from scangolf.experiments.trial import Trial, try_out
+from scangolf.experiments.work import Job, record_failure, work
+from scangolf.report.page import duration
+from scangolf.train.trackers import TrackerName, check_installed
+
+
+def ablate(
+    name: str,
+    *,
+    out: Path | None,
+    data: Path | None,
+    seconds: float | None,
+    dry_run: bool,
+    slurm: str | None,
+    track: TrackerName | None,
+) -> bool:
+    """Checks the plan of that name or path, does its runs, and says whether none has failed.
+
+    Raises UserError before anything starts where any variant cannot be run, and Stopped, after the
+    run under way has saved itself, when a signal asks to stop.
+    """
+    plan = read_plan(find_plan(name))
+    check_installed(track)
+    configs = _check(plan, None if data is None else str(data), seconds)
+    jobs = plan_jobs(plan, configs, Path("runs") / plan.name if out is None else out)
+    for job in jobs:
+        job.check_folder()
+    if dry_run:
+        return True
+    if slurm is not None:
+        from scangolf.experiments.slurm import submit
+
+        submit(jobs, slurm, plan.name, track)
+        return True
+    try:
+        _do_all(jobs, track)
+    finally:
+        print_outcome(jobs)
+    return all(job.state() != "failed" for job in jobs)
+
+
+def plan_jobs(plan: Plan, configs: dict[str, RunConfig], out: Path) -> list[Job]:
+    """All runs: one seed of every variant, then the next, so that an early end is a fair one."""
+    return [
+        Job(variant, dataclasses.replace(config, seed=seed), out / variant / f"seed-{seed}")
+        for seed in plan.seeds
+        for variant, config in configs.items()
+    ]
+
+
+def _check(plan: Plan, data: str | None, seconds: float | None) -> dict[str, RunConfig]:
+    """Resolves and tries out every variant, prints them, and refuses the plan if one is wrong."""
+    resolved = resolve(plan, data=data, seconds=seconds)
+    problems = dict(resolved.problems)
+    trials: dict[str, Trial] = {}
+    dataset = functools.cache(lambda folder: open_dataset(Path(folder)))
+    with waiting() as say:
+        for variant, config in resolved.configs.items():
+            say(f"checking {variant}, {len(trials) + len(problems) + 1} of {len(plan.variants)}")
+            try:
+                trials[variant] = try_out(config, dataset)
+            except UserError as error:
+                problems[variant] = str(error)
+            except Exception as error:
+                problems[variant] = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    torch.cuda.empty_cache()  # for the runs, which are other processes
+    print_checked(plan, resolved.configs, trials)
+    if problems:
+        raise UserError(
+            f"{plan.name}: {len(problems)} of {len(plan.variants)} variants cannot be run, so none "
+            f"was started:\n{_by_problem(plan, problems)}"
+        )
+    return resolved.configs
+
+
+def _by_problem(plan: Plan, problems: Mapping[str, str]) -> str:
+    """A line for each problem, with all the variants that have it."""
+    names: dict[str, list[str]] = {}
+    for variant in plan.variants:
+        if variant in problems:
+            names.setdefault(problems[variant], []).append(variant)
+    return "\n".join(f"  {', '.join(having)}: {problem}" for problem, having in names.items())
+
+
+def _do_all(jobs: Sequence[Job], track: TrackerName | None) -> None:
+    failed_before = {job.name: job.failed_at() for job in jobs}
+    took: list[float] = []
+    for number, job in enumerate(jobs, start=1):
+        state = job.state()
+        if state in ("finished", "under way"):
+            continue
+        if state == "failed" and job.failed_at() != failed_before[job.name]:
+            continue  # just now, in another process
+        print(f"run {number} of {len(jobs)}: {job.name}; {_where_we_stand(jobs, took)}", flush=True)
+        began = time.monotonic()
+        _do(job, track)
+        if job.state() == "finished":
+            took.append(time.monotonic() - began)
+
+
+def _where_we_stand(jobs: Sequence[Job], took: Sequence[float]) -> str:
+    states = [job.state() for job in jobs]
+    left = len(jobs) - states.count("finished") - states.count("failed")
+    workers = 1 + states.count("under way")
+    counts = f"{states.count('finished')} finished, {states.count('failed')} failed"
+    if took:
+        seconds = sum(took) / len(took)
+    elif jobs[0].config.steps is None:
+        seconds = jobs[0].config.seconds
+    else:
+        return counts
+    return f"{counts}, about {duration(left * seconds / workers)} left"
+
+
+def _do(job: Job, track: TrackerName | None) -> None:
+    """A run in a process of its own; Stopped where a signal ended it, or came to us meanwhile."""
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(job, track))
+    with _passing_on(process) as signals:
+        process.start()
+        process.join()
+    code = process.exitcode or 0
+    if signals or code - 128 in (signal.SIGINT, signal.SIGTERM):
+        raise Stopped(signals[0] if signals else code - 128)
+    if code != 0 and job.failed_at() is None:
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        record_failure(job, f"its process ended with {how}; see {job.folder / 'train.log'}")
+
+
+@contextmanager
+def _passing_on(process: BaseProcess) -> Iterator[list[int]]:
+    """The signals that ask to stop: SIGTERM is passed on, Ctrl-C the terminal sends to both."""
+    signals: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        signals.append(number)
+        if number == signal.SIGTERM and process.pid is not None:
+            os.kill(process.pid, number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

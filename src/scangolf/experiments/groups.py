@@ -1,0 +1,139 @@
+"""Run folders put together by what was run: the same settings, whatever the seed."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from scangolf.config import RunConfig, to_dict
+from scangolf.console import flat
+from scangolf.errors import UserError
+from scangolf.report.folder import RunFolder, read_run
+
+DEFAULTS = dict(flat(to_dict(RunConfig(preset=""))))
+"""What a setting was for runs from before it existed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs of one configuration, ordered by seed."""
+
+    name: str
+    settings: dict[str, Any]
+    """All of them by dotted name, but for the seed."""
+    runs: tuple[RunFolder, ...]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Bits a byte of the artifact read back from disk, by seed."""
+        return {run.config["seed"]: _summary(run)["artifact_val_bpb"] for run in self.runs}
+
+    def summaries(self, key: str) -> list[Any]:
+        """One value of every run's summary."""
+        return [_summary(run)[key] for run in self.runs]
+
+
+def read_groups(paths: Sequence[Path]) -> tuple[list[Group], dict[str, str]]:
+    """The groups of all runs in these folders and below, and why runs were left out, by folder.
+
+    Raises UserError where no finished run is found, where two runs of a group have the same seed,
+    and where the runs were scored on different text.
+    """
+    if not paths:
+        raise UserError("compare: name at least one run folder, or a folder of them")
+    runs: list[RunFolder] = []
+    left_out: dict[str, str] = {}
+    for folder in _run_folders(paths):
+        try:
+            run = read_run(folder)
+        except UserError as error:
+            left_out[str(folder)] = str(error).removeprefix(f"{folder}: ")
+            continue
+        if run.summary is None:
+            left_out[str(folder)] = f"not finished, {100 * run.training[-1]['share']:.0f} % done"
+        else:
+            runs.append(run)
+    if not runs:
+        raise UserError(
+            f"{', '.join(map(str, paths))}: no finished run to compare; name run folders, or a "
+            "folder of them"
+        )
+    _check_text(runs)
+    groups: dict[tuple[Any, ...], list[RunFolder]] = defaultdict(list)
+    for run in runs:
+        groups[tuple(sorted(_settings(run).items()))].append(run)
+    return _named([sorted(group, key=_seed) for group in groups.values()]), left_out
+
+
+def differences(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
+    """By group, its settings that are not the same in all of them."""
+    names = [
+        name
+        for name in groups[0].settings
+        if any(group.settings[name] != groups[0].settings[name] for group in groups)
+    ]
+    return {group.name: {name: group.settings[name] for name in names} for group in groups}
+
+
+def _run_folders(paths: Sequence[Path]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for path in paths:
+        inside = sorted(file.parent for file in path.rglob("config.json"))
+        if not inside:
+            raise UserError(f"{path}: no run folder, nor a folder of them; name a training's --out")
+        found |= dict.fromkeys(inside)
+    return list(found)
+
+
+def _check_text(runs: Sequence[RunFolder]) -> None:
+    """Sequences of another length drop another tail of the text, so 1 % may be missing."""
+    first = runs[0]
+    n_bytes = _summary(first)["val_bytes"]
+    for run in runs:
+        if abs(_summary(run)["val_bytes"] - n_bytes) > 0.01 * n_bytes:
+            raise UserError(
+                f"{run.path}: was scored on {_summary(run)['val_bytes']:,} bytes of text, "
+                f"{first.path} on {n_bytes:,}; compare runs on the same validation split"
+            )
+
+
+def _named(groups: Sequence[Sequence[RunFolder]]) -> list[Group]:
+    named: list[Group] = []
+    taken: set[str] = set()
+    for runs in groups:
+        for one, next_one in pairwise(runs):
+            if _seed(one) == _seed(next_one):
+                raise UserError(
+                    f"{one.path} and {next_one.path}: the same configuration and seed; a seed "
+                    "counts once, so name one of them"
+                )
+        name = " + ".join(dict.fromkeys(_label(run) for run in runs))
+        name = str(runs[0].path) if name in taken else name
+        taken.add(name)
+        named.append(Group(name, _settings(runs[0]), tuple(runs)))
+    return named
+
+
+def _label(run: RunFolder) -> str:
+    """The folder's name without its seed: `wide/seed-3` and `wide-seed3` are both `wide`."""
+    path = run.path.absolute()
+    return re.sub(rf"[-_.]?seed[-_.]?{_seed(run)}$", "", path.name) or path.parent.name
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    settings: Mapping[str, Any] = DEFAULTS | dict(flat(run.config))
+    return {name: value for name, value in settings.items() if name != "seed"}
+
+
+def _seed(run: RunFolder) -> int:
+    return run.config["seed"]
+
+
+def _summary(run: RunFolder) -> dict[str, Any]:
+    assert run.summary is not None
+    return run.summary

@@ -1,0 +1,105 @@
+"""One run of a plan: what state its folder is in, and the process that does it.
+
+A run folder of a plan holds, besides what every run folder does, its claims while a process works
+on it, and error.txt after a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from scangolf.config import RunConfig, to_dict
+from scangolf.console import flat
+from scangolf.errors import Stopped, UserError
+from scangolf.experiments.claims import claimed, holder
+from scangolf.train.trackers import TrackerName, following
+
+State = Literal["finished", "under way", "failed", "interrupted", "waiting"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that a plan asks for, and the folder it belongs in."""
+
+    variant: str
+    config: RunConfig
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant}, seed {self.config.seed}"
+
+    def state(self) -> State:
+        if (self.folder / "summary.json").exists():
+            return "finished"
+        if holder(self.folder) is not None:
+            return "under way"
+        if self.error_file.exists():
+            return "failed"
+        return "interrupted" if (self.folder / "config.json").exists() else "waiting"
+
+    @property
+    def error_file(self) -> Path:
+        return self.folder / "error.txt"
+
+    def failed_at(self) -> int | None:
+        """When the last attempt failed, to tell one failure from the next."""
+        return self.error_file.stat().st_mtime_ns if self.error_file.exists() else None
+
+    def error(self) -> str:
+        """The last line of what went wrong."""
+        return self.error_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
+
+    def check_folder(self) -> None:
+        """Raises UserError where the folder holds a run of another configuration."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            return
+        try:
+            saved = dict(flat(json.loads(path.read_text())))
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error}); delete {self.folder}") from error
+        asked = dict(flat(to_dict(self.config)))
+        for name in sorted(saved.keys() | asked.keys()):
+            if saved.get(name) != asked.get(name):
+                raise UserError(
+                    f"{self.folder}: holds a run with {name} = {saved.get(name)}, the plan says "
+                    f"{asked.get(name)}; choose another --out, or delete that folder"
+                )
+
+
+def work(job: Job, track: TrackerName | None = None) -> None:
+    """Does a run from where it stands, unless it is done or another process does it.
+
+    To be called in a process of its own: then whatever becomes of one run, the memory it filled and
+    the GPU it left in error, is gone before the next one. A failure leaves error.txt and exit code
+    1, a signal its own code; the run can be continued after either.
+    """
+    with claimed(job.folder) as ours:
+        if not ours or job.state() == "finished":
+            return
+        job.error_file.unlink(missing_ok=True)
+        try:
+            from scangolf.run import run
+
+            with following(job.folder, track):
+                run(job.config, job.folder, resume=(job.folder / "config.json").exists())
+        except Stopped as stopped:
+            raise SystemExit(stopped.exit_code) from stopped
+        except UserError as error:
+            record_failure(job, str(error))
+            raise SystemExit(1) from error
+        except Exception as error:
+            record_failure(job, traceback.format_exc())
+            raise SystemExit(1) from error
+
+
+def record_failure(job: Job, what: str) -> None:
+    part = job.error_file.with_suffix(".part")
+    part.write_text(what.rstrip() + "\n", encoding="utf-8")
+    os.replace(part, job.error_file)

@@ -1,0 +1,244 @@
+"""Ablations: checked before anything starts, resumed, shared, and not stopped by one failure."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_claims import write_claim
+
+from scangolf.cli import main
+from scangolf.config import to_dict
+from scangolf.experiments.plan import read_plan, resolve
+from scangolf.experiments.work import Job
+from scangolf.run import run, write_json
+
+PLAN = """
+preset = "tiny"
+seeds = [1, 2]
+steps = 3
+[settings]
+device = "cpu"
+evals = 0
+model.vocab_size = 300
+model.d_model = 32
+model.n_layers = 2
+model.mlp_width = 32
+batch.tokens = 512
+batch.seq_len = 64
+batch.micro_tokens = 512
+[variants.attention]
+model.pattern = "attention"
+"""
+SCAN = '[variants.scan]\nmodel.pattern = "s6"\n'
+WILD = '[variants.wild]\nmodel.pattern = "attention"\noptim.matrix_lr = 1e38\n'
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the processes that do the runs."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+class Ablation:
+    """A plan in a folder, and the command that does it."""
+
+    def __init__(self, folder: Path, dataset: Path, text: str) -> None:
+        self.plan, self.out = folder / "mine.toml", folder / "runs"
+        self.plan.write_text(text)
+        self.args = ["ablate", str(self.plan), "--out", str(self.out), "--data", str(dataset)]
+        self.data = str(dataset)
+
+    def __call__(self, *more: str) -> int:
+        """Runs it to its exit code."""
+        try:
+            main([*self.args, *more])
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "scangolf", *self.args, *more]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def job(self, variant: str, seed: int) -> Job:
+        config = resolve(read_plan(self.plan), data=self.data).configs[variant]
+        folder = self.out / variant / f"seed-{seed}"
+        return Job(variant, dataclasses.replace(config, seed=seed), folder)
+
+    def summary(self, variant: str, seed: int) -> dict[str, Any]:
+        return json.loads((self.out / variant / f"seed-{seed}" / "summary.json").read_text())
+
+    def begun(self, variant: str, seed: int) -> int:
+        """How often a run was begun or continued."""
+        log = (self.out / variant / f"seed-{seed}" / "train.log").read_text()
+        return log.count("preparing the first step")
+
+
+def steps(folder: Path) -> list[int]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["step"] for record in records if "loss" in record]
+
+
+def test_every_bad_variant_is_named_and_nothing_starts(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = (
+        "[variants.typo]\nmodel.d_modle = 64\n"
+        "[variants.too-long]\nmodel.pattern = 's6'\nbatch.seq_len = 8192\nbatch.tokens = 8192\n"
+        "batch.micro_tokens = 8192\n"
+    )
+    assert Ablation(tmp_path, dataset, PLAN + SCAN + bad)() == 2
+    complaint = capsys.readouterr().err
+    assert "mine: 2 of 4 variants cannot be run, so none was started" in complaint
+    assert "\n  typo: model.d_modle: no such setting; did you mean model.d_model?\n" in complaint
+    assert "\n  too-long: the validation split has" in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_dry_run_shows_all_and_trains_nothing(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Ablation(tmp_path, dataset, PLAN + SCAN)("--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert "mine: 2 variants of tiny, 2 seeds each, 3 steps a run: 4 runs" in shown
+    assert "model.pattern = s6" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    other_tokens = Ablation(tmp_path, dataset, PLAN.replace("300", "301"))
+    assert other_tokens("--dry-run") == 2
+    assert "model.vocab_size is 301, the tokenizer of" in capsys.readouterr().err
+    no_data = Ablation(tmp_path, tmp_path / "nowhere", PLAN + SCAN)
+    assert no_data("--dry-run") == 2
+    assert "\n  attention, scan: " + str(tmp_path / "nowhere") in capsys.readouterr().err
+
+
+def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablation = Ablation(tmp_path, dataset, PLAN.replace("[1, 2]", "[1]") + WILD + SCAN)
+    interrupted = ablation.job("scan", 1)
+    run(dataclasses.replace(interrupted.config, steps=2), interrupted.folder)
+    (interrupted.folder / "summary.json").unlink()
+    write_json(interrupted.folder / "config.json", to_dict(interrupted.config))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    write_claim(interrupted.folder, pid=gone.pid)
+    assert interrupted.state() == "interrupted"
+    capsys.readouterr()
+
+    assert ablation() == 1
+    shown = capsys.readouterr().out
+    assert "failed: the loss is nan at step" in shown
+    assert "wild" in shown
+    assert ablation.job("wild", 1).state() == "failed"
+    assert "the loss is nan" in (tmp_path / "runs/wild/seed-1/error.txt").read_text()
+    for variant in ("attention", "scan"):
+        assert ablation.summary(variant, 1)["steps"] == 3
+        assert steps(tmp_path / "runs" / variant / "seed-1") == [1, 2, 3]
+    assert "resumed after step 2" in (interrupted.folder / "train.log").read_text()
+    assert not [*ablation.out.rglob("claim-*")]
+
+    # Again: what is finished is left alone; what failed is tried once more, and may succeed now.
+    ablation.plan.write_text(ablation.plan.read_text().replace("1e38", "0.03"))
+    assert ablation("--dry-run") == 2
+    assert "holds a run with optim.matrix_lr = 1e+38, the plan says 0.03" in capsys.readouterr().err
+    (tmp_path / "runs/wild/seed-1/config.json").unlink()
+    assert ablation() == 0
+    assert ablation.summary("wild", 1)["steps"] == 3
+    assert [ablation.begun(v, 1) for v in ("attention", "wild", "scan")] == [1, 2, 2]
+
+
+def test_two_processes_share_a_plan(tmp_path: Path, dataset: Path) -> None:
+    ablation = Ablation(tmp_path, dataset, PLAN)
+    processes = [ablation.start() for _ in range(2)]
+    for process in processes:
+        process.communicate()
+        assert process.returncode == 0
+    for seed in (1, 2):
+        assert ablation.begun("attention", seed) == 1
+        assert ablation.summary("attention", seed)["seed"] == seed
+
+
+def test_a_signal_stops_the_run_and_the_plan(tmp_path: Path, dataset: Path) -> None:
+    ablation = Ablation(tmp_path, dataset, PLAN)
+    process = ablation.start("--seconds", "100")
+    metrics = ablation.out / "attention" / "seed-1" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert (metrics.parent / "checkpoint" / "latest.json").exists()
+    assert not (metrics.parent / "error.txt").exists()
+    assert not (ablation.out / "attention" / "seed-2").exists()
+    assert not [*ablation.out.rglob("claim-*")]
+
+
+def test_a_process_that_is_killed_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scangolf.experiments import ablate
+
+    config = resolve(read_plan(Ablation(tmp_path, tmp_path, PLAN).plan)).configs["attention"]
+    job = Job("attention", config, tmp_path / "run")
+    job.folder.mkdir()
+    monkeypatch.setattr(ablate, "work", kill_itself)
+    ablate._do(job, None)
+    assert job.state() == "failed"
+    assert "its process ended with SIGKILL" in job.error()
+
+
+def kill_itself(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# --- SLURM --------------------------------------------------------------------------------------
+
+
+class FakeExecutor:
+    made: list["FakeExecutor"] = []
+
+    def __init__(self, folder: Path, cluster: str) -> None:
+        self.folder, self.cluster, self.submitted = folder, cluster, []
+        self.made.append(self)
+
+    def update_parameters(self, **parameters: object) -> None:
+        self.parameters = parameters
+
+    def map_array(self, function: Any, *columns: list[Any]) -> list[SimpleNamespace]:
+        self.submitted = [(function.__name__, *row) for row in zip(*columns, strict=True)]
+        return [SimpleNamespace(job_id=f"7_{i}") for i in range(len(self.submitted))]
+
+
+def test_slurm_gets_the_runs_that_are_not_finished(
+    tmp_path: Path,
+    dataset: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ablation = Ablation(tmp_path, dataset, PLAN)
+    assert ablation("--slurm", "gpu") == 2
+    assert "pip install 'scangolf[slurm]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=FakeExecutor))
+    assert ablation("--slurm", "gpu") == 2
+    assert "the plan's budget is in steps; give --seconds" in capsys.readouterr().err
+    finished = ablation.out / "attention" / "seed-1"
+    finished.mkdir(parents=True)
+    (finished / "summary.json").touch()
+    assert ablation("--slurm", "gpu", "--seconds", "90") == 0
+    assert "job 7_0: attention, seed 2" in capsys.readouterr().out
+    (executor,) = FakeExecutor.made
+    assert (executor.folder, executor.cluster) == (ablation.out / "slurm" / "%j", "slurm")
+    assert executor.parameters == {
+        "name": "mine", "slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 62,
+    }  # fmt: skip
+    ((function, job, track),) = executor.submitted
+    assert (function, job.config.seed, job.config.seconds, track) == ("work", 2, 90.0, None)
