@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 from tyro.extras import SubcommandApp
 
 from scangolf.cli.app import Verb, app
@@ -17,13 +18,24 @@ train_app = SubcommandApp()
 app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
 
 
+@dataclass(frozen=True)
+class Options(RunConfig):
+    """A run's configuration as the command line offers it: the verb has named the preset."""
+
+    preset: Suppress[str]
+
+
 def _add_preset(name: str, default: RunConfig) -> None:
+    options = Options(**vars(default))
+
     def train(
-        config: Annotated[RunConfig, arg(name="")] = default,
+        config: Annotated[Options, arg(name="")] = options,
         out: Path | None = None,
         resume: bool = False,
     ) -> Verb:
-        return lambda: _train(config, default, out or Path("runs") / name, resume)
+        return lambda: _train(
+            RunConfig(**vars(config)), default, out or Path("runs") / name, resume
+        )
 
     train.__doc__ = f"""{PRESETS[name].__doc__}
 

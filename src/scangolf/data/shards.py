@@ -11,17 +11,18 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-import cattrs
 import numpy as np
 
-from scangolf.data.text import Split
 from scangolf.data.tokenizer import Tokenizer
 from scangolf.errors import UserError
+from scangolf.records import from_plain
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
 MANIFEST = "manifest.json"
+Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -164,10 +165,10 @@ def _open_found(folder: Path) -> tuple[Tokenizer, Shards]:
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        manifest = cattrs.structure(json.loads(path.read_text()), Manifest)
+        manifest = from_plain(json.loads(path.read_text()), Manifest)
         if any(not manifest.splits[split] for split in SPLITS):
             raise ValueError("a split without shards")
-    except Exception as error:  # cattrs raises groups of whatever was wrong
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: not the manifest of a dataset; make the dataset again or restore the file"
         ) from error
