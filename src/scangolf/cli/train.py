@@ -47,14 +47,25 @@ def _add_preset(name: str, default: RunConfig) -> None:
 
 
 def _train(config: RunConfig, default: RunConfig, out: Path, resume: bool) -> None:
+    from scangolf.report.page import write_report
     from scangolf.run import resumed_config, run
+    from scangolf.submission.forms import code_bytes
+    from scangolf.train.live import make_display
 
     with joined() as world:
         if resume:
             config = world.first(lambda: resumed_config(out, config, default))
-        summary = run(config, out, resume=resume, world=world)
+        summary = run(
+            config,
+            out,
+            code_bytes=code_bytes(config),
+            resume=resume,
+            world=world,
+            make_display=make_display,
+        )
     if not world.is_first:
         return
+    print(f"report: {write_report(out)}")
     sample = summary.pop("sample")
     print_values(summary, as_json=False)
     print_sample(sample["prompt"], sample["text"])
