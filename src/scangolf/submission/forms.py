@@ -59,9 +59,10 @@ def _readable(head: str, loader: str, files: dict[str, str]) -> str:
     for path, text in files.items():
         if "'''" in text or text.endswith("'"):
             raise ValueError(f"{path} cannot stand between ''': use double quotes there")
-        parts.append(f"\n\n# {'-' * (96 - len(path))} {path}\n")
-        parts.append(f"FILES[{path!r}] = r'''{text}'''\n")
-    return "".join([*parts, TAIL])
+        banner = f"\n\n# {'-' * (97 - len(path))} {path}" if text else ""
+        literal = f"r'''{text}'''" if text else '""'
+        parts.append(f'{banner}\nFILES["{path}"] = {literal}')
+    return "".join([*parts, "\n\n", TAIL])
 
 
 def _packed(loader: str, files: dict[str, str]) -> str:
@@ -81,7 +82,7 @@ def _minified(path: str, text: str) -> str:
     if path.endswith(".json"):
         return json.dumps(json.loads(text), separators=(",", ":"))
     if path.endswith(".cu"):
-        without = re.sub(r"//.*|/\*.*?\*/", "", text, flags=re.MULTILINE)
+        without = re.sub(r"//.*|/\*[\s\S]*?\*/", "", text)
         return "\n".join(line.strip() for line in without.splitlines() if line.strip())
     tree = ast.parse(text)
     for node in ast.walk(tree):
