@@ -35,7 +35,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     "args",
     [
         *("", "data", "data text", "train", "train tiny", "eval", "generate", "report", "presets"),
-        *("bench", "bench scan"),
+        *("bench", "bench scan", "submit"),
     ],
 )
 def test_help_is_instant(args: str) -> None:
@@ -71,6 +71,7 @@ def test_help_is_instant(args: str) -> None:
         (["eval", "nowhere"], "nowhere"),
         (["generate", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["submit", "nowhere", "--out", "entry"], "nowhere"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),

@@ -36,6 +36,7 @@ def write_submission(run: Path, folder: Path, *, packed: bool, author: str) -> d
     script = train_gpt(config, packed=packed)
     budget = measure(run / "artifact.sg", len(script), config.artifact.limit_bytes)
     _check_size(run, config, budget, packed)
+    folder = folder.absolute()  # "." has no name
     values = _values(folder.name, author, found.summary, budget)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -44,8 +45,7 @@ def write_submission(run: Path, folder: Path, *, packed: bool, author: str) -> d
         for name in ("artifact.sg", "train.log"):
             shutil.copyfile(run / name, part / name)
         (part / "submission.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        libraries = bundle(config.model.layers).libraries
-        text = readme(config, values, libraries)
+        text = readme(config, values, bundle(config.model.layers).libraries)
         (part / "README.md").write_text(text, encoding="utf-8")
         os.replace(part, folder)
     finally:

@@ -69,7 +69,7 @@ With a budget in steps a run on a CPU is repeatable to the bit.
 def readme(config: RunConfig, values: dict[str, Any], libraries: Collection[str]) -> str:
     """README.md for a run of `config` with the `values` of its submission.json."""
     model = config.model
-    counts = {kind: model.layers.count(kind) for kind in dict.fromkeys(model.layers)}
+    counts: dict[LayerKind, int] = {kind: model.layers.count(kind) for kind in model.layers}
     return TEMPLATE.format(
         **values,
         blocks=model.n_layers,

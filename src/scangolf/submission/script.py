@@ -19,6 +19,8 @@ def main(config_json: str, file: str) -> None:
     try:
         config, args = _parse(run_config_from_dict(json.loads(config_json), name))
         if args.eval is None:
+            if (args.out / "config.json").exists():
+                raise UserError(f"--out {args.out}: holds a run already; name another folder")
             values = run(config, args.out, code_bytes=Path(file).stat().st_size)
         else:
             values = score_artifact(
