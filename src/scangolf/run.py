@@ -134,7 +134,7 @@ def score_artifact(
         raise UserError(f"{path}: not a run folder, so it does not know its data: pass --data")
     file = path / "artifact.sg" if path.is_dir() else path
     model, tokenizer = load(file, pick_device(device))
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, ["val"])
     if dataset.tokenizer.sha256 != tokenizer.sha256:
         raise UserError(
             f"{data}: was tokenized with another tokenizer than {file} holds; use the data it was "

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import FunctionType
@@ -80,6 +81,19 @@ def test_the_script_makes_the_packages_run_to_the_bit(
         assert summary[name] == of_package[name]
 
 
+def test_processes_of_torchrun_make_one_run(
+    config: RunConfig, finished: Path, python: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "empty" / "train_gpt.py").write_bytes(train_gpt(config, packed=True))
+    launch = "-m torch.distributed.run --standalone --nproc-per-node 2 train_gpt.py --out run"
+    printed = python(*launch.split())
+    assert printed.count('{"preset"') == 1
+    found, wanted = (records(folder) for folder in (tmp_path / "empty" / "run", finished))
+    assert [line.keys() for line in found] == [line.keys() for line in wanted]
+    for of_two, of_one in zip(found, wanted, strict=True):
+        assert of_two == pytest.approx(of_one, rel=1e-4)
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock decides."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -92,14 +106,21 @@ def records(folder: Path) -> list[dict[str, Any]]:
 def test_the_script_scores_an_artifact_as_the_package_does(
     config: RunConfig, data: Path, finished: Path, python: Any, tmp_path: Path
 ) -> None:
+    """And opens no training data, which need not be there."""
     (tmp_path / "empty" / "train_gpt.py").write_bytes(train_gpt(config, packed=True))
     artifact = str(finished / "artifact.sg")
-    printed = python("train_gpt.py", "--data", str(data), "--eval", artifact)
+    no_training = shutil.copytree(
+        data, tmp_path / "val", ignore=lambda *_: ["story_train_000000.bin"]
+    )
+    printed = python("train_gpt.py", "--data", str(no_training), "--eval", artifact)
     wanted = score_artifact(
         Path(artifact), data=data, mode="plain", stride=None, seq_len=32, device="cpu"
     )
     assert printed.count("\n") == 1
     assert json.loads(printed) == wanted
+    python("train_gpt.py", "--source", "source")
+    written = (tmp_path / "empty" / "source").rglob("*.*")
+    assert len(list(written)) == 1 + len(bundle(config.model.layers).files)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def write_submission(run: Path, folder: Path, *, packed: bool, author: str) -> d
     budget = measure(run / "artifact.sg", len(script), config.artifact.limit_bytes)
     _check_size(run, config, budget, packed)
     folder = folder.absolute()  # "." has no name
-    values = _values(folder.name, author, found.summary, budget)
+    values = _values(folder.name, author, config, found.summary, budget)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -71,8 +71,11 @@ def _check_artifact(path: Path, config: RunConfig, summary: dict[str, Any]) -> N
         )
 
 
-def _values(name: str, author: str, summary: dict[str, Any], budget: Budget) -> dict[str, Any]:
+def _values(
+    name: str, author: str, config: RunConfig, summary: dict[str, Any], budget: Budget
+) -> dict[str, Any]:
     """submission.json: the fields that the challenge's entries have, and what tells of the run."""
+    world = summary.get("world", 1)
     bpb, n_bytes, n_tokens = (summary[k] for k in ("artifact_val_bpb", "val_bytes", "val_tokens"))
     return {
         "author": author,
@@ -85,12 +88,14 @@ def _values(name: str, author: str, summary: dict[str, Any], budget: Budget) -> 
         "bytes_code": budget.code_bytes,
         "bytes_artifact": budget.artifact_bytes,
         "seed": summary["seed"],
-        "hardware": summary["device"],
+        "hardware": f"{world} x {summary['device']}" if world > 1 else summary["device"],
         "train_seconds": summary["train_seconds"],
         "steps": summary["steps"],
         "tokens": summary["tokens"],
         "parameters": summary["parameters"],
         "val_bpb_before_artifact": summary["val_bpb"],
+        "mode": "plain",
+        "seq_len": config.batch.seq_len,
         "val_tokens": n_tokens,
         "val_bytes": n_bytes,
         "tokenizer_sha256": summary["tokenizer_sha256"],

@@ -18,6 +18,7 @@ HEAD = '''"""{title}, in one file.
 
     python train_gpt.py --data DIR --out RUN          # torchrun for several processes
     python train_gpt.py --data DIR --eval ARTIFACT
+    python train_gpt.py --source DIR                  # writes the modules out
 
 It needs {libraries}. The modules below are those of scangolf,
 each in its own string and word for word, the ones that it is made of before it.
@@ -27,7 +28,9 @@ each in its own string and word for word, the ones that it is made of before it.
 TAIL = """
 Loader(f"{__file__}/")
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1:2] == ["--source"]:
+    write_sources(sys.argv[2])
+elif __name__ == "__main__":
     from scangolf.submission.script import main
 
     main(FILES["config.json"], __file__)

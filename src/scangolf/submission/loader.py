@@ -4,6 +4,7 @@ import importlib.abc
 import importlib.util
 import linecache
 import sys
+from pathlib import Path
 
 FILES: dict[str, str] = {}
 """The text of every file by its path."""
@@ -32,3 +33,11 @@ class Loader(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
 
     def get_data(self, path) -> bytes:
         return FILES[path.removeprefix(self.root)].encode()
+
+
+def write_sources(folder: str) -> None:
+    """Writes FILES out, to be read."""
+    for name, text in FILES.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

@@ -7,36 +7,53 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from scangolf.config import RunConfig, run_config_from_dict
 from scangolf.errors import Stopped, UserError
 from scangolf.run import run, score_artifact
+from scangolf.train.distributed import joined, rank
+from scangolf.train.world import World
 
 
 def main(config_json: str, file: str) -> None:
-    """Runs the command line of `file`, whose run was configured by `config_json`."""
+    """Runs the command line of `file`, whose run was configured by `config_json`.
+
+    Of several processes that make a run, only the first one speaks.
+    """
     name = Path(file).name
     try:
         config, args = _parse(run_config_from_dict(json.loads(config_json), name))
-        if args.eval is None:
-            if (args.out / "config.json").exists():
-                raise UserError(f"--out {args.out}: holds a run already; name another folder")
-            values = run(config, args.out, code_bytes=Path(file).stat().st_size)
-        else:
-            values = score_artifact(
-                args.eval,
-                data=Path(config.data),
-                mode="plain",
-                stride=None,
-                seq_len=config.batch.seq_len,
-                device=config.device,
-            )
+        with joined() as world:
+            if args.eval is None:
+                values = _train(config, args.out, file, world)
+            else:
+                values = world.first(lambda: _score(config, args.eval))
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        if rank() == 0:
+            print(f"{name}: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         sys.exit(stopped.exit_code)
-    print(json.dumps(values))
+    if world.is_first:
+        print(json.dumps(values))
+
+
+def _train(config: RunConfig, folder: Path, file: str, world: World) -> dict[str, Any]:
+    if (folder / "config.json").exists():
+        raise UserError(f"--out {folder}: holds a run already; name another folder")
+    return run(config, folder, code_bytes=Path(file).stat().st_size, world=world)
+
+
+def _score(config: RunConfig, artifact: Path) -> dict[str, Any]:
+    return score_artifact(
+        artifact,
+        data=Path(config.data),
+        mode="plain",
+        stride=None,
+        seq_len=config.batch.seq_len,
+        device=config.device,
+    )
 
 
 def _parse(config: RunConfig) -> tuple[RunConfig, argparse.Namespace]:
