@@ -12,10 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import cattrs
-from tyro.conf import Suppress
-
 from scangolf.errors import UserError
+from scangolf.records import from_plain
 
 LayerKind = Literal["attention", "s6", "s6_seed", "lti", "ssd", "gdn", "parallel"]
 
@@ -196,7 +194,7 @@ class ArtifactConfig:
 class RunConfig:
     """Everything that decides a run, besides the machine."""
 
-    preset: Suppress[str]
+    preset: str
     """The preset this configuration started from."""
     seconds: float = 60.0
     """Wall-clock budget of training; compiling before it and evaluation are outside."""
@@ -449,22 +447,20 @@ PRESETS: dict[str, Callable[[], RunConfig]] = {
 
 # --- JSON ---------------------------------------------------------------------------------------
 
-_converter = cattrs.Converter(forbid_extra_keys=True)
-
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON values."""
-    return _converter.unstructure(config)
+    return dataclasses.asdict(config)
 
 
 def run_config_from_dict(values: Any, source: str) -> RunConfig:
     """The strict inverse of `to_dict`; `source` names the file in the error."""
-    return _structure(values, RunConfig, source)
+    return _from_dict(values, RunConfig, source)
 
 
 def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     """The same for a model's configuration alone."""
-    model = _structure(values, ModelConfig, source)
+    model = _from_dict(values, ModelConfig, source)
     try:
         check_model(model)
     except UserError as error:
@@ -472,13 +468,8 @@ def model_config_from_dict(values: Any, source: str) -> ModelConfig:
     return model
 
 
-def _structure(values: Any, kind: type, source: str) -> Any:
+def _from_dict(values: Any, kind: type, source: str) -> Any:
     try:
-        return _converter.structure(values, kind)
-    except Exception as error:
-        reasons = "; ".join(cattrs.transform_error(error, format_exception=_reason))
-        raise UserError(f"{source}: not a configuration of this version: {reasons}") from error
-
-
-def _reason(error: BaseException, kind: type | None) -> str:
-    return str(error) if isinstance(error, UserError) else cattrs.v.format_exception(error, kind)
+        return from_plain(values, kind)
+    except (ValueError, UserError) as error:
+        raise UserError(f"{source}: not a configuration of this version: {error}") from error

@@ -1,7 +1,7 @@
-"""One run from its configuration to its report: train, write the artifact, score what lies on disk.
+"""One run from its configuration to its summary: train, write the artifact, score what lies there.
 
-A run folder holds config.json, metrics.jsonl, train.log, checkpoint/, artifact.sg, summary.json
-and report.html. The score is that of the artifact read back from disk.
+A run folder holds config.json, metrics.jsonl, train.log, checkpoint/, artifact.sg and summary.json.
+The score is that of the artifact read back from disk.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scangolf.artifact.budget import Budget, code_bytes, measure
+from scangolf.artifact.budget import Budget, measure
 from scangolf.artifact.load import load
 from scangolf.artifact.quantize import quantize
 from scangolf.artifact.save import save_model
@@ -26,13 +26,12 @@ from scangolf.device import describe, pick_device
 from scangolf.errors import UserError
 from scangolf.generate import generate
 from scangolf.model import HybridLM
-from scangolf.report.page import write_report
 from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
 from scangolf.train.checkpoint import Progress, load_checkpoint
 from scangolf.train.loop import Trainer, split_batch
 from scangolf.train.metrics import evaluation_record, write_record
-from scangolf.train.progress import make_display
+from scangolf.train.progress import Display, Plain, Silent
 from scangolf.train.world import ALONE, World
 
 MAY_CHANGE = {"seconds", "steps", "data", "device", "compile", "evals", "checkpoint_seconds"}
@@ -42,11 +41,19 @@ SAMPLE_TOKENS = 200
 
 
 def run(
-    config: RunConfig, folder: Path, *, resume: bool = False, world: World = ALONE
+    config: RunConfig,
+    folder: Path,
+    *,
+    code_bytes: int,
+    resume: bool = False,
+    world: World = ALONE,
+    make_display: Callable[[Path], Display] = Plain,
 ) -> dict[str, Any]:
     """Trains into `folder` and returns its summary; a signal raises Stopped.
 
-    Every process of `world` calls it; the first one writes the folder.
+    Every process of `world` calls it; the first one writes the folder. `code_bytes` are those of
+    the script that the run would be submitted with: they count, too. `make_display` is given the
+    path of train.log.
     """
     dataset, val_tokens = world.together(lambda: _prepare(config, world))
     world.first(lambda: _claim(folder, resume))
@@ -58,7 +65,7 @@ def run(
         own = evaluate(model, part, table, seq_len=config.batch.seq_len) if len(part) else Score()
         return sum(world.gather(own), Score())
 
-    display = make_display(folder / "train.log" if world.is_first else None)
+    display = make_display(folder / "train.log") if world.is_first else Silent()
     try:
         display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
         trainer = Trainer(config, dataset, folder, display, score, world)
@@ -79,8 +86,7 @@ def run(
         val_score = trainer.evaluate(trainer.model)
         world.first(lambda: _record_score(folder, trainer.progress, val_score))
         display.say("writing the artifact, reading it back and scoring it")
-        summary = _finish(trainer, dataset, folder, val_score)
-        world.first(lambda: display.say(f"report: {write_report(folder)}"))
+        summary = _finish(trainer, dataset, folder, val_score, code_bytes)
     finally:
         display.close()
     return summary
@@ -128,7 +134,7 @@ def score_artifact(
         raise UserError(f"{path}: not a run folder, so it does not know its data: pass --data")
     file = path / "artifact.sg" if path.is_dir() else path
     model, tokenizer = load(file, pick_device(device))
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, ["val"])
     if dataset.tokenizer.sha256 != tokenizer.sha256:
         raise UserError(
             f"{data}: was tokenized with another tokenizer than {file} holds; use the data it was "
@@ -153,12 +159,22 @@ def score_artifact(
     }
 
 
-def quantize_run(folder: Path, out: Path, *, max_bytes: int | None, device: str) -> dict[str, Any]:
+def quantize_run(
+    folder: Path,
+    out: Path,
+    *,
+    max_bytes: int | None,
+    code_bytes: Callable[[RunConfig], int],
+    device: str,
+) -> dict[str, Any]:
     """Another artifact of a run's last checkpoint, of at most `max_bytes`, and its score.
 
-    By scheme mixed-rans; without `max_bytes`, what the limit leaves beside the code.
+    By scheme mixed-rans; without `max_bytes`, what the limit leaves beside the code, `code_bytes`
+    of the run's configuration.
     """
     config = _read_config(folder)
+    if max_bytes is None:
+        max_bytes = config.artifact.limit_bytes - code_bytes(config)
     dataset = open_dataset(Path(config.data))
     tensors, _ = load_checkpoint(folder / "checkpoint")
     model = HybridLM(config.model, seed=None)
@@ -169,7 +185,7 @@ def quantize_run(folder: Path, out: Path, *, max_bytes: int | None, device: str)
         dataset,
         "mixed-rans",
         seq_len=config.batch.seq_len,
-        max_bytes=config.artifact.limit_bytes - code_bytes() if max_bytes is None else max_bytes,
+        max_bytes=max_bytes,
     )
     assert mixed is not None
     values = score_artifact(
@@ -264,11 +280,13 @@ def _record_score(folder: Path, progress: Progress, score: Score) -> None:
         write_record(metrics, evaluation_record(progress, 1.0, score))
 
 
-def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> dict[str, Any]:
+def _finish(
+    trainer: Trainer, dataset: Dataset, folder: Path, score: Score, code_bytes: int
+) -> dict[str, Any]:
     """Writes the artifact, scores it as it was read back from disk, and writes the summary."""
     config, model, progress, world = trainer.config, trainer.model, trainer.progress, trainer.world
     path = folder / "artifact.sg"
-    budget = world.first(lambda: _write_artifact(trainer, dataset, path))
+    budget = world.first(lambda: _write_artifact(trainer, dataset, path, code_bytes))
     # The file lies with the first process: the others score the weights that were read there.
     on_disk = load(path, trainer.device) if world.is_first else (model, dataset.tokenizer)
     reloaded, tokenizer = on_disk
@@ -310,7 +328,7 @@ def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> d
     return world.first(summarise)
 
 
-def _write_artifact(trainer: Trainer, dataset: Dataset, path: Path) -> Budget:
+def _write_artifact(trainer: Trainer, dataset: Dataset, path: Path, code_bytes: int) -> Budget:
     config, model = trainer.config, trainer.model
     save_model(
         path,
@@ -318,9 +336,9 @@ def _write_artifact(trainer: Trainer, dataset: Dataset, path: Path) -> Budget:
         dataset,
         config.artifact.scheme,
         seq_len=config.batch.seq_len,
-        max_bytes=config.artifact.limit_bytes - code_bytes(),
+        max_bytes=config.artifact.limit_bytes - code_bytes,
     )
-    budget = measure(path, config.artifact.limit_bytes)
+    budget = measure(path, code_bytes, config.artifact.limit_bytes)
     trainer.display.say(budget.describe())
     return budget
 

@@ -12,8 +12,7 @@ import pytest
 from scangolf.data import build, encode
 from scangolf.data.build import build_dataset
 from scangolf.data.inspect import inspect_shard, inspect_text
-from scangolf.data.shards import open_dataset
-from scangolf.data.text import Split
+from scangolf.data.shards import Split, open_dataset
 from scangolf.data.tokenizer import train_tokenizer
 from scangolf.errors import UserError
 

@@ -12,6 +12,7 @@ import pytest
 from scangolf.data.shards import (
     Manifest,
     Shard,
+    Split,
     describe_shard,
     open_dataset,
     read_manifest,
@@ -19,7 +20,6 @@ from scangolf.data.shards import (
     write_manifest,
     write_shard,
 )
-from scangolf.data.text import Split
 from scangolf.data.tokenizer import train_tokenizer
 from scangolf.errors import UserError
 

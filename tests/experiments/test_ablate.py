@@ -124,7 +124,7 @@ def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(
 ) -> None:
     ablation = Ablation(tmp_path, dataset, PLAN.replace("[1, 2]", "[1]") + WILD + SCAN)
     interrupted = ablation.job("scan", 1)
-    run(dataclasses.replace(interrupted.config, steps=2), interrupted.folder)
+    run(dataclasses.replace(interrupted.config, steps=2), interrupted.folder, code_bytes=0)
     (interrupted.folder / "summary.json").unlink()
     write_json(interrupted.folder / "config.json", to_dict(interrupted.config))
     gone = subprocess.Popen([sys.executable, "-c", ""])

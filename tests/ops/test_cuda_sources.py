@@ -6,13 +6,13 @@ from types import ModuleType
 
 import pytest
 
-from scangolf.ops import s6_cuda, ssd_cuda
+from scangolf.ops import nvrtc, s6_cuda, ssd_cuda
 
 
 @pytest.mark.parametrize("module", [s6_cuda, ssd_cuda])
 def test_the_kernels_and_python_agree_on_the_arguments(module: ModuleType):
     name = module.__name__.split(".")[-1]
-    source = (module.FOLDER / f"{name}.cu").read_text()
+    source = nvrtc.source(f"{name}.cu").decode()
     body = source.split("struct Arguments {")[1].split("};")[0]
     declared = re.findall(r"((?:const )?(?:long long|\w+)) ([^;]+);", re.sub(r"//.*", "", body))
     want = []

@@ -242,7 +242,7 @@ def inside(rank: int, folder: Path, data: str, port: int) -> None:
         found["largest"] = world.largest([rank, -rank, 1 / 3 if rank == 0 else 0])
         uneven = dataclasses.replace(run, data=data, batch=BatchConfig(192, 64, 64))
         try:
-            run_whole(uneven, folder / "refused", world=world)
+            run_whole(uneven, folder / "refused", code_bytes=0, world=world)
         except UserError as error:
             found["refusal"] = str(error)
     torch.save(found, folder / f"{rank}.pt")

@@ -69,9 +69,11 @@ def quantize(
 
     def verb() -> None:
         from scangolf.run import quantize_run
+        from scangolf.submission.forms import code_bytes
 
         file = run / "quantized.sg" if out is None else out
-        print_values(quantize_run(run, file, max_bytes=bytes, device=device), json)
+        values = quantize_run(run, file, max_bytes=bytes, code_bytes=code_bytes, device=device)
+        print_values(values, json)
 
     return verb
 
@@ -157,5 +159,25 @@ def presets(name: Positional[PresetName | None] = None, json: bool = False) -> V
 
         rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
         print_values(rows, json)
+
+    return verb
+
+
+@app.command
+def submit(run: Positional[Path], out: Path, packed: bool = False, author: str = "") -> Verb:
+    """A folder to submit: the artifact, its figures, the log, and the code as one train_gpt.py.
+
+    Args:
+        run: A run folder, of a finished run.
+        out: Folder to write; its name is the submission's.
+        packed: Compress train_gpt.py, whose bytes count beside the artifact's.
+        author: Who submits it.
+    """
+
+    def verb() -> None:
+        from scangolf.submission.folder import write_submission
+
+        print_values(write_submission(run, out, packed=packed, author=author), as_json=False)
+        print(f"submission: {out}")
 
     return verb

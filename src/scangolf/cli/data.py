@@ -17,8 +17,7 @@ from scangolf.console import print_values
 from scangolf.errors import UserError
 
 if TYPE_CHECKING:
-    from scangolf.data.shards import Manifest
-    from scangolf.data.text import Split
+    from scangolf.data.shards import Manifest, Split
     from scangolf.data.tokenizer import Tokenizer
 
 LOCAL_VAL_SHARE = 0.05

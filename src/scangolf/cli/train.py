@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 from tyro.extras import SubcommandApp
 
 from scangolf.cli.app import Verb, app
@@ -18,14 +19,25 @@ train_app = SubcommandApp()
 app.command(train_app, name="train", help="Train a preset within its budget, into a run folder.")
 
 
+@dataclass(frozen=True)
+class Options(RunConfig):
+    """A run's configuration as the command line offers it: the verb has named the preset."""
+
+    preset: Suppress[str]
+
+
 def _add_preset(name: str, default: RunConfig) -> None:
+    options = Options(**vars(default))
+
     def train(
-        config: Annotated[RunConfig, arg(name="")] = default,
+        config: Annotated[Options, arg(name="")] = options,
         out: Path | None = None,
         resume: bool = False,
         track: TrackerName | None = None,
     ) -> Verb:
-        return lambda: _train(config, default, out or Path("runs") / name, resume, track)
+        return lambda: _train(
+            RunConfig(**vars(config)), default, out or Path("runs") / name, resume, track
+        )
 
     train.__doc__ = f"""{PRESETS[name].__doc__}
 
@@ -40,15 +52,26 @@ def _add_preset(name: str, default: RunConfig) -> None:
 def _train(
     config: RunConfig, default: RunConfig, out: Path, resume: bool, track: TrackerName | None
 ) -> None:
+    from scangolf.report.page import write_report
     from scangolf.run import resumed_config, run
+    from scangolf.submission.forms import code_bytes
+    from scangolf.train.live import make_display
 
     with joined() as world:
         if resume:
             config = world.first(lambda: resumed_config(out, config, default))
         with following(out, track if world.is_first else None):
-            summary = run(config, out, resume=resume, world=world)
+            summary = run(
+                config,
+                out,
+                code_bytes=code_bytes(config),
+                resume=resume,
+                world=world,
+                make_display=make_display,
+            )
     if not world.is_first:
         return
+    print(f"report: {write_report(out)}")
     sample = summary.pop("sample")
     print_values(summary, as_json=False)
     print_sample(sample["prompt"], sample["text"])

@@ -14,11 +14,11 @@ from scangolf.data.shards import (
     SPLITS,
     Manifest,
     Shard,
+    Split,
     describe_shard,
     write_manifest,
     write_shard,
 )
-from scangolf.data.text import Split
 from scangolf.data.tokenizer import Tokenizer
 from scangolf.errors import UserError
 

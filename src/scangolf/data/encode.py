@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scangolf.data.text import Split
+from scangolf.data.shards import Split
 from scangolf.data.tokenizer import BOS, Tokenizer
 
 CHARACTERS_AT_ONCE = 2**20

@@ -19,13 +19,13 @@ from scangolf.data.shards import (
     SPLITS,
     Manifest,
     Shard,
+    Split,
     describe_shard,
     file_sha256,
     open_dataset,
     read_shard,
     write_manifest,
 )
-from scangolf.data.text import Split
 from scangolf.data.tokenizer import BOS, Tokenizer
 from scangolf.errors import UserError
 

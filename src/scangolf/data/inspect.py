@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from scangolf.data.encode import encode_documents
-from scangolf.data.shards import read_shard
-from scangolf.data.text import Split, read_documents
+from scangolf.data.shards import Split, read_shard
+from scangolf.data.text import read_documents
 from scangolf.data.tokenizer import BOS, Tokenizer
 from scangolf.errors import UserError
 

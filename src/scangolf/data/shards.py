@@ -9,19 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
-import cattrs
 import numpy as np
 
-from scangolf.data.text import Split
 from scangolf.data.tokenizer import Tokenizer
 from scangolf.errors import UserError
+from scangolf.records import from_plain
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
 MANIFEST = "manifest.json"
+Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 
@@ -98,34 +100,37 @@ def read_shard(path: Path) -> np.memmap:
     return np.memmap(path, "<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-def open_dataset(folder: Path) -> Dataset:
+def open_dataset(folder: Path, splits: Sequence[Split] = SPLITS) -> Dataset:
     """Opens a dataset folder: every header and every token checked, nothing kept in memory.
 
     A folder without manifest.json, as a bare download of the challenge is, holds exactly one
-    *.model, and the shards whose names have _train_ and _val_ in them.
+    *.model, and the shards whose names have _train_ and _val_ in them. A split that is not among
+    `splits` is left empty, its files are not looked at.
     """
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such dataset; make one with `scangolf data local --out {folder}`"
         )
     if (folder / MANIFEST).exists():
-        tokenizer, shards = _open_listed(folder, read_manifest(folder))
+        tokenizer, shards = _open_listed(folder, read_manifest(folder), splits)
     else:
-        tokenizer, shards = _open_found(folder)
-    for tokens in (*shards["train"], *shards["val"]):
+        tokenizer, shards = _open_found(folder, splits)
+    for tokens in (shard for split in splits for shard in shards[split]):
         largest = int(tokens.max())
         if largest >= tokenizer.vocab_size:
             raise UserError(
                 f"{tokens.filename}: holds token {largest}, the tokenizer has "
                 f"{tokenizer.vocab_size:,}; it was made with another tokenizer"
             )
-    return Dataset(folder, tokenizer, shards["train"], shards["val"])
+    return Dataset(folder, tokenizer, shards.get("train", ()), shards.get("val", ()))
 
 
 Shards = dict[Split, tuple[np.memmap, ...]]
 
 
-def _open_listed(folder: Path, manifest: Manifest) -> tuple[Tokenizer, Shards]:
+def _open_listed(
+    folder: Path, manifest: Manifest, splits: Sequence[Split]
+) -> tuple[Tokenizer, Shards]:
     tokenizer = Tokenizer.load(folder / manifest.tokenizer)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise UserError(
@@ -133,7 +138,7 @@ def _open_listed(folder: Path, manifest: Manifest) -> tuple[Tokenizer, Shards]:
             f"says {MANIFEST}; put that one back or make the dataset again"
         )
     shards: Shards = {}
-    for split in SPLITS:
+    for split in splits:
         listed = manifest.splits[split]
         shards[split] = tuple(read_shard(folder / shard.file) for shard in listed)
         for shard, tokens in zip(listed, shards[split], strict=True):
@@ -145,7 +150,7 @@ def _open_listed(folder: Path, manifest: Manifest) -> tuple[Tokenizer, Shards]:
     return tokenizer, shards
 
 
-def _open_found(folder: Path) -> tuple[Tokenizer, Shards]:
+def _open_found(folder: Path, splits: Sequence[Split]) -> tuple[Tokenizer, Shards]:
     models = sorted(folder.glob("*.model"))
     if len(models) != 1:
         raise UserError(
@@ -153,10 +158,11 @@ def _open_found(folder: Path) -> tuple[Tokenizer, Shards]:
             "tell its tokenizer; name a folder that `scangolf data` made, or leave one there"
         )
     shards: Shards = {}
-    for split in SPLITS:
+    for split in splits:
         paths = sorted(folder.glob(f"*_{split}_*.bin"))
         if not paths:
-            raise UserError(f"{folder}: has no *_{split}_*.bin; a dataset needs train and val")
+            needed = " and ".join(splits)
+            raise UserError(f"{folder}: has no *_{split}_*.bin; it needs {needed} shards")
         shards[split] = tuple(read_shard(path) for path in paths)
     return Tokenizer.load(models[0]), shards
 
@@ -164,10 +170,10 @@ def _open_found(folder: Path) -> tuple[Tokenizer, Shards]:
 def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        manifest = cattrs.structure(json.loads(path.read_text()), Manifest)
+        manifest = from_plain(json.loads(path.read_text()), Manifest)
         if any(not manifest.splits[split] for split in SPLITS):
             raise ValueError("a split without shards")
-    except Exception as error:  # cattrs raises groups of whatever was wrong
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path}: not the manifest of a dataset; make the dataset again or restore the file"
         ) from error

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Literal
 
+from scangolf.data.shards import Split
 from scangolf.errors import UserError
-
-Split = Literal["train", "val"]
 
 SHORTEST_DOCSTRING = 40
 """Characters; shorter docstrings are labels rather than prose."""

@@ -85,10 +85,20 @@ def work(job: Job, track: TrackerName | None = None) -> None:
             return
         job.error_file.unlink(missing_ok=True)
         try:
+            from scangolf.report.page import write_report
             from scangolf.run import run
+            from scangolf.submission.forms import code_bytes
+            from scangolf.train.live import make_display
 
             with following(job.folder, track):
-                run(job.config, job.folder, resume=(job.folder / "config.json").exists())
+                run(
+                    job.config,
+                    job.folder,
+                    code_bytes=code_bytes(job.config),
+                    resume=(job.folder / "config.json").exists(),
+                    make_display=make_display,
+                )
+            write_report(job.folder)
         except Stopped as stopped:
             raise SystemExit(stopped.exit_code) from stopped
         except UserError as error:

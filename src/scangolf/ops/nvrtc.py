@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from pkgutil import get_data
 from typing import Any
 
 import torch
@@ -42,11 +43,12 @@ _kernels: dict[Any, Kernel] = {}
 
 
 def kernel(
-    sources: tuple[Path, ...], name: str, macros: Mapping[str, int], shared_memory: int = 0
+    sources: tuple[str, ...], name: str, macros: Mapping[str, int], shared_memory: int = 0
 ) -> Kernel:
     """The function `name` of files, one after the other, under macros, for the current device.
 
     Args:
+        sources: names of files in this folder.
         shared_memory: bytes of dynamic shared memory of a block.
 
     Raises:
@@ -73,12 +75,19 @@ def available() -> bool:
     return True
 
 
-def _compile(sources: tuple[Path, ...], macros: Mapping[str, int]) -> bytes:
+def source(name: str) -> bytes:
+    """A file of this folder, through the module's loader: it need not lie on a disk."""
+    text = get_data("scangolf.ops", name)
+    assert text is not None
+    return text
+
+
+def _compile(sources: tuple[str, ...], macros: Mapping[str, int]) -> bytes:
     major, minor = torch.cuda.get_device_capability()
     options = [f"--gpu-architecture=sm_{major}{minor}", "--std=c++17", "--fmad=true"]
     options += [f"-D{name}={value}" for name, value in macros.items()]
     nvrtc, program = _nvrtc(), ctypes.c_void_p()
-    text, file = b"".join(source.read_bytes() for source in sources), sources[-1].name
+    text, file = b"".join(map(source, sources)), sources[-1]
     _check(
         nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, file.encode(), 0, None, None),
         nvrtc,

@@ -12,7 +12,6 @@ Shapes: B batch, L length, D channels, N state (padded to 8 or 16), G groups of 
 
 import ctypes
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from scangolf.ops import nvrtc
 
-FOLDER = Path(__file__).parent
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 WARPS = 4  # of a block; forward, as many again help them
 SPAN = 256  # steps over which the backward pass carries sums
@@ -251,7 +249,7 @@ class _Scan:
 
     def kernel(self, name: str, cut: Cut, shared_memory: int) -> nvrtc.Kernel:
         direction = "forward" if name == "forward" else "backward"
-        sources = FOLDER / "lanes.cu", FOLDER / "s6_cuda.cu", FOLDER / f"s6_cuda_{direction}.cu"
+        sources = "lanes.cu", "s6_cuda.cu", f"s6_cuda_{direction}.cu"
         macros = self.macros | {
             {"carry": "ALONG"}.get(name, name.upper()): 1,
             "CHUNKED": int(self.chunks > 1 and name != "forward"),

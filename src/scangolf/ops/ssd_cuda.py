@@ -14,7 +14,6 @@ Shapes: B batch, L length, H heads, P head size, G groups of heads, N state, K c
 import ctypes
 import math
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from scangolf.ops import nvrtc
 
-FOLDER = Path(__file__).parent
 DTYPES = {torch.bfloat16: 1, torch.float16: 2}
 CHUNK, WARPS = 64, 4
 STATES = (16, 32, 64, 128, 256)
@@ -195,7 +193,7 @@ class _Scan:
         memory = shared_memory(name, self.size, self.n)
         gpu = _gpu(self.device)
         blocks = min(gpu.shared_memory_per_multiprocessor // (memory + 1024), MOST_BLOCKS[name])
-        sources = FOLDER / "lanes.cu", FOLDER / "ssd_cuda.cu", FOLDER / f"ssd_cuda_{name}.cu"
+        sources = "lanes.cu", "ssd_cuda.cu", f"ssd_cuda_{name}.cu"
         macros = self.macros | {"BLOCKS": max(blocks, 1), "SHARED": memory}
         arguments = _Arguments(
             **{

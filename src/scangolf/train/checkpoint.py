@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,18 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scangolf.errors import UserError
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    """Training clock."""
-    position: int = 0
-    """Sequences taken from the data."""
+from scangolf.train.schedule import Progress
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:

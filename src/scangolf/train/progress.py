@@ -1,8 +1,7 @@
-"""What a person sees of a run: a live line on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: plain lines, or what a terminal can show (live.py)."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +20,6 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def make_display(log: Path | None) -> Display:
-    """A display for this terminal that also keeps its plain lines in `log`; silent without one."""
-    if log is None:
-        return _Silent()
-    return _Live(log) if sys.stdout.isatty() else _Plain(log)
-
-
 def plain_line(record: dict[str, Any], seconds_left: float) -> str:
     return (
         f"{100 * record['share']:5.1f} %  step {record['step']:,}  loss {record['loss']:.4f}  "
@@ -41,7 +33,9 @@ def _clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d}"
 
 
-class _Silent:
+class Silent:
+    """For all processes of a run but the first."""
+
     def update(self, record: dict[str, Any], seconds_left: float) -> None: ...
 
     def say(self, line: str) -> None: ...
@@ -49,57 +43,33 @@ class _Silent:
     def close(self) -> None: ...
 
 
-class _Plain:
+class Plain:
+    """Prints a line every few seconds, and keeps all lines in a file."""
+
     def __init__(self, log: Path) -> None:
-        self._log = log.open("a", encoding="utf-8")
+        self.log = log.open("a", encoding="utf-8")
         self._last = float("-inf")
 
     def update(self, record: dict[str, Any], seconds_left: float) -> None:
-        now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY or record["share"] >= 1:
-            self._last = now
-            line = plain_line(record, seconds_left)
-            print(line, flush=True)
-            self._write(line)
+        if self.is_due(record):
+            self.say(plain_line(record, seconds_left))
 
     def say(self, line: str) -> None:
         print(line, flush=True)
-        self._write(line)
+        self.write(line)
 
     def close(self) -> None:
-        self._log.close()
+        self.log.close()
 
-    def _write(self, line: str) -> None:
-        self._log.write(line + "\n")
-        self._log.flush()
-
-
-class _Live(_Plain):
-    def __init__(self, log: Path) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        super().__init__(log)
-        self._progress = Progress(
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("{task.description}"),
-        )
-        self._task = self._progress.add_task("first step ...", total=1.0)
-        self._progress.start()
-
-    def update(self, record: dict[str, Any], seconds_left: float) -> None:
-        line = plain_line(record, seconds_left)
-        description = line.split("  ", 1)[1].lstrip()
-        self._progress.update(self._task, completed=record["share"], description=description)
+    def is_due(self, record: dict[str, Any]) -> bool:
+        """Whether it is time for a line again; after the last step it always is."""
         now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY or record["share"] >= 1:
+        due = now - self._last >= PLAIN_EVERY or record["share"] >= 1
+        if due:
             self._last = now
-            self._write(line)
+        return due
 
-    def say(self, line: str) -> None:
-        self._progress.console.print(line, highlight=False, markup=False)
-        self._write(line)
-
-    def close(self) -> None:
-        self._progress.stop()
-        super().close()
+    def write(self, line: str) -> None:
+        """Keeps a line without showing it."""
+        self.log.write(line + "\n")
+        self.log.flush()

@@ -34,6 +34,18 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where a run stands."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    """Training clock."""
+    position: int = 0
+    """Sequences taken from the data."""
+
+
+@dataclass(frozen=True)
 class Budget:
     """`seconds` of wall clock, or `steps` if given."""
 

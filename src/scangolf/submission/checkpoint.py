@@ -1,0 +1,24 @@
+"""Stands for train/checkpoint.py in a submitted script: its run is never resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from scangolf.errors import UserError
+from scangolf.train.schedule import Progress
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:
+    """Writes nothing."""
+    return folder
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return False
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
+    raise UserError(f"{folder}: this script keeps no checkpoints; start the run anew")
