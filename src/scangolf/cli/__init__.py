@@ -9,12 +9,12 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from scangolf.cli import data, train, artifact, bench  # isort: skip  # the order of --help
+from scangolf.cli import data, train, artifact, audit, bench  # isort: skip  # the order of --help
 from scangolf.cli.app import app
 from scangolf.console import one_line
 from scangolf.errors import Stopped, UserError
 
-__all__ = ["artifact", "bench", "data", "main", "train"]
+__all__ = ["artifact", "audit", "bench", "data", "main", "train"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
