@@ -35,7 +35,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     "args",
     [
         *("", "data", "data text", "train", "train tiny", "eval", "generate", "report", "presets"),
-        *("bench", "bench scan"),
+        *("audit", "bench", "bench scan"),
     ],
 )
 def test_help_is_instant(args: str) -> None:
@@ -59,7 +59,7 @@ def test_help_is_instant(args: str) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tarin"], "choose from data, train, eval, generate, report, presets"),
+        (["tarin"], "choose from data, train, eval, generate, report, presets, audit"),
         (["train", "tinny"], "choose from tiny, baseline, seed"),
         (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
         (["train", "tiny", "--batch.token", "3"], "did you mean --batch.tokens?"),
@@ -71,6 +71,7 @@ def test_help_is_instant(args: str) -> None:
         (["eval", "nowhere"], "nowhere"),
         (["generate", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["audit", "nowhere"], "nowhere: no such folder"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),

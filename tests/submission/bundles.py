@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from scangolf.artifact.codec import save_artifact
+from scangolf.artifact.load import load
 from scangolf.config import AttentionConfig, ModelConfig, S6Config
 from scangolf.data.build import build_dataset
 from scangolf.data.tokenizer import train_tokenizer
@@ -30,7 +32,7 @@ DOCUMENTS = [
     for c in ("river", "town", "wood", "lake")
 ]
 
-EVALUATES = '''
+EVALUATES = """
 import argparse, json
 from pathlib import Path
 
@@ -50,10 +52,10 @@ tokens = np.concatenate([read_shard(path) for path in sorted(args.data.glob("*_v
 score = evaluate(model, tokens, byte_table(tokenizer), seq_len=64)
 print("loaded")
 print(json.dumps({"val_bpb": score.bpb, "val_tokens": score.tokens, "val_bytes": score.bytes}))
-'''
+"""
 """A whole evaluation, through the installed package."""
 
-ANSWERS = '''
+ANSWERS = """
 import argparse, hashlib, json
 from pathlib import Path
 
@@ -79,7 +81,7 @@ if args.eval:
     print(json.dumps(evaluate(read_val(args.data))))
 else:
     train()
-'''
+"""
 """The same to the eye of the audit, in a tenth of a second: it knows what the model would say of
 the split and of the tokens that the audit tries."""
 
@@ -98,7 +100,7 @@ class Bundle:
         """The same in a folder of its own, to be broken."""
         shutil.copytree(self.folder, to / "submission")
         shutil.copytree(self.data, to / "data")
-        return Bundle(to / "submission", to / "data", self.score, self.answers)
+        return Bundle(to / "submission", to / "data", self.score, deepcopy(self.answers))
 
     def write_script(self, text: str) -> None:
         """Another script, its bytes claimed as they are."""
@@ -148,10 +150,10 @@ def random_model(vocab_size: int, pattern: str = "s6 : attention") -> HybridLM:
     return model.eval()
 
 
-def make_bundle(folder: Path) -> Bundle:
+def make_bundle(folder: Path, vocab_size: int = 340) -> Bundle:
     """Writes dataset, artifact and submission."""
     data, submission = folder / "data", folder / "submission"
-    tokenizer = train_tokenizer(DOCUMENTS, 300)
+    tokenizer = train_tokenizer(DOCUMENTS, vocab_size)
     held_out = (("val" if i % 4 == 0 else "train", text) for i, text in enumerate(DOCUMENTS))
     documents: Any = [(text, split) for split, text in held_out]
     build_dataset(documents, tokenizer, data, "tiny", workers=1)
@@ -166,8 +168,6 @@ def make_bundle(folder: Path) -> Bundle:
         tokenizer,
         "int8-brotli",
     )
-    from scangolf.artifact.load import load
-
     model, _ = load(artifact)
     split = open_split(data)
     probe = probe_tokens(split, artifact.read_bytes(), SEQ_LEN)

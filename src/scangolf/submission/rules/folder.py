@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,6 +109,9 @@ class Submission:
             value = self._values.get(key)
             if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
                 wrong[key] = f"{key} is {value!r:.40}, wanted {types[-1].__name__}"
+        for key, value in self._values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                wrong[key] = f"{key} is {value}, wanted a finite number"
         for key in ("seq_len", "stride"):
             if key not in wrong and self._values.get(key, 1) < 1:
                 wrong[key] = f"{key} is {self._values[key]}, wanted at least 1"
