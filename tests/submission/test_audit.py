@@ -75,6 +75,7 @@ def test_a_good_submission_passes_all_that_can_be_checked(good: Bundle) -> None:
     score = found["claimed score"].evidence
     assert score["artifact"] == pytest.approx(good.score.bpb, abs=1e-9)
     assert score["tolerance"] == 1e-4
+    assert f"in sequences of {SEQ_LEN}, plain" in found["claimed score"].why
     assert found["byte table"].evidence["bytes_by_decoding"] == good.score.bytes
     assert found["causality"].evidence["tolerance"] == 0.0
     assert len(found["causality"].evidence["positions"]) >= 3
@@ -296,6 +297,13 @@ def test_an_evaluation_that_reads_training_shards(bundle: Bundle) -> None:
         assert finding.rule == "no training data in evaluation"
         assert finding.evidence["attempts"][0].endswith(".bin")
         assert len(finding.evidence["attempts"]) == 1
+
+
+def test_an_evaluation_that_gives_up_without_training_shards(bundle: Bundle) -> None:
+    bundle.cheat("raise SystemExit('data/tiny_train_000000.bin: cannot be read')")
+    finding = only_failure(bundle)
+    assert finding.rule == "no training data in evaluation"
+    assert finding.evidence["attempts"] == ("data/tiny_train_000000.bin",)
 
 
 def test_an_evaluation_that_takes_too_long(bundle: Bundle) -> None:

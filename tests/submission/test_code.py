@@ -360,6 +360,26 @@ def test_modules_in_strings_are_followed() -> None:
     assert findings(prose)[TRAINING].evidence["modules"] == 1
 
 
+def test_modules_by_path_for_a_loader_are_followed() -> None:
+    files = {
+        "small/__init__.py": "",
+        "small/run.py": MODEL + ADAPTS["in a method of a class"] + MAIN,
+        "small/notes.txt": "not a module",
+    }
+    assigned = "".join(f"FILES[{path!r}] = {text!r}\n" for path, text in files.items())
+    script = f"""
+import sys
+FILES = {{}}
+{assigned}
+sys.meta_path.insert(0, Loader(FILES))
+if __name__ == "__main__":
+    from small.run import main
+"""
+    found = findings(script)[TRAINING]
+    assert (found.verdict, found.evidence["modules"]) == ("fail", 2)
+    assert "train_gpt > small.run > small.run.evaluate > small.run.Adapter" in found.why
+
+
 PACKED = f"""
 import base64, lzma, sys
 exec(lzma.decompress(base64.b85decode("{"x" * 2000}")))

@@ -144,7 +144,8 @@ def _check_on_data(
     if claim is None:
         findings.append(unchecked(CLAIMED_SCORE, "submission.json claims none", artifact=ours.bpb))
     else:
-        findings.append(score.check_score(CLAIMED_SCORE, claim, ours, wrong))
+        how = f" in sequences of {submission.seq_len}, {submission.mode}"
+        findings.append(score.check_score(CLAIMED_SCORE, claim, ours, wrong, how=how))
     findings += [bytes_finding, *conduct]
     findings.append(evaluation.check_script_score(run, ours, claim, wrong))
     if printed is None:

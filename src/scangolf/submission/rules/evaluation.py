@@ -100,7 +100,7 @@ def check_conduct(run: ScriptRun, limit: float) -> list[Finding]:
         )
     return [
         _attempts(NETWORK, run, run.network, "tried", where),
-        _attempts(TRAINING_DATA, run, run.training_data, "opened", where),
+        _attempts(TRAINING_DATA, run, run.training_data, "asked for", where),
         time,
         _self_contained(run),
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 
 NAMESPACE = ("unshare", "-rn")
 GUARD = Path(__file__).with_name("guard.py")
+TRAINING_SHARD = re.compile(r"[^\s'\"]*_train_[^\s'\"]*\.bin")
 SOURCE_SECONDS = 60.0
 """Given to a script for writing its sources."""
 
@@ -40,7 +42,7 @@ class ScriptRun:
     network: tuple[str, ...]
     """Attempts to reach it."""
     training_data: tuple[str, ...]
-    """Training shards it tried to open."""
+    """Training shards it tried to open, or missed."""
     packages: tuple[str, ...]
     """Top-level names of the installed packages that it imported."""
     last_words: str
@@ -116,14 +118,17 @@ def _run(place: Path, script: bytes, arguments: tuple[str, ...], limit: float) -
             seconds = time.perf_counter() - start
             _end(process)
     events = _events(watch / "events.jsonl")
+    last_words = _last_line((place / "stderr").read_text(errors="replace"))
+    # A script may ask for a file's size and give up without opening it: its last words tell.
+    missed = tuple(TRAINING_SHARD.findall(last_words)[:1]) if exit_code else ()
     return ScriptRun(
         exit_code=exit_code,
         seconds=seconds,
         result=_result((place / "stdout").read_text(errors="replace")),
         network=_of(events, "network"),
-        training_data=_of(events, "training data"),
+        training_data=_of(events, "training data") or missed,
         packages=_of(events, "package"),
-        last_words=_last_line((place / "stderr").read_text(errors="replace")),
+        last_words=last_words,
         isolation="network namespace and Python hook" if prefix else "Python hook",
     )
 

@@ -20,11 +20,12 @@ def check_score(
     ours: Score,
     wrong_bytes: list[str],
     tolerance: float = TOLERANCE,
+    how: str = "",
 ) -> Finding:
     """A claimed score against the artifact's, on the same split, after the same round trip.
 
     A claim over bytes that the byte table's rule has refused is compared in nats alone, and if
-    these agree it is not failed a second time.
+    these agree it is not failed a second time. `how` says what the artifact was scored by.
     """
     difference = claim.bpb - ours.bpb
     evidence = {
@@ -42,7 +43,7 @@ def check_score(
     return judged(
         rule,
         math.isfinite(difference) and abs(difference) <= tolerance,
-        f"{claim.source} says {claim.bpb:.5f}, the artifact gives {ours.bpb:.5f} "
+        f"{claim.source} says {claim.bpb:.5f}, the artifact gives {ours.bpb:.5f}{how} "
         f"(difference {difference:+.5f}, tolerance {tolerance:.5f})",
         **evidence,
     )

@@ -77,6 +77,8 @@ def _as_module(value: ast.expr | None) -> ast.Module | None:
 
 
 def _name_of(beside: ast.expr | None) -> str:
+    if isinstance(beside, ast.Subscript):  # FILES["model.py"] = ...
+        beside = beside.slice
     if isinstance(beside, ast.Constant) and isinstance(beside.value, str):
         return beside.value
     return beside.id if isinstance(beside, ast.Name) else "embedded"
