@@ -139,9 +139,12 @@ def test_a_missing_file(bundle: Bundle, name: str) -> None:
     ("text", "why"),
     [
         ("[", "submission.json says no val_bpb"),
+        ('{"val_bpb": null, "stride": null}', "submission.json says no val_bpb"),
+        ('{"seed": true}', "seed is True, wanted int"),
         ('{"val_bpb": "low"}', "val_bpb is 'low', wanted float"),
         ('{"val_bpb": NaN}', "val_bpb is nan, wanted a finite number"),
         ('{"seq_len": 0}', "seq_len is 0, wanted at least 1"),
+        ('{"seq_len": 8, "stride": 9}', "stride is 9, wanted at most seq_len"),
         ('{"mode": "oracle"}', "mode is 'oracle', wanted one of plain, sliding, stateful"),
     ],
 )

@@ -24,13 +24,12 @@ from scangolf.submission.rules import (
     score,
     split,
 )
-from scangolf.submission.rules.byte_count import Claim
 from scangolf.submission.rules.code import check_code
 from scangolf.submission.rules.finding import Finding, unchecked
 from scangolf.submission.rules.folder import Submission, check_files, open_submission
 from scangolf.submission.rules.limits import Limits
 from scangolf.submission.rules.record import check_record
-from scangolf.submission.rules.sandbox import evaluate_script, read_sources
+from scangolf.submission.rules.sandbox import ScriptRun, evaluate_script, read_sources
 from scangolf.submission.rules.sizes import check_sizes
 from scangolf.submission.rules.sources import read_script
 from scangolf.submission.rules.split import ValSplit, open_split
@@ -116,45 +115,52 @@ def _check_on_data(
         why = problem if isinstance(problem, str) else "train_gpt.py is missing"
         return findings + evaluation.not_run(why, (*DATA_RULES[1:], *evaluation.RULES))
 
-    code, seconds = submission.content["train_gpt.py"], limits.evaluation_seconds
+    def evaluation_of(lay_out: Callable[[Path], None]) -> ScriptRun:
+        code, seconds = submission.content["train_gpt.py"], limits.evaluation_seconds
+        return evaluate_script(code, submission.artifact, lay_out, seconds)
+
     say("running the script's own evaluation")
-    run = evaluate_script(code, submission.artifact, evaluation.validation_only(val), seconds)
-    bpb = submission.claims.get("val_bpb")
-    claim = (
-        None if bpb is None else Claim("submission.json", bpb, submission.claims.get("val_bytes"))
-    )
-    printed = evaluation.claim_of(run)
-    conduct = evaluation.check_conduct(run, seconds)
+    run = evaluation_of(evaluation.validation_only(val))
+    findings += evaluation.check_conduct(run, limits.evaluation_seconds)
     if scored is None:
         why = "artifact.sg is not in scangolf's format"
-        own = evaluation.check_script_score(run, None, claim, [])
-        foreign = evaluation.not_run(why, (*DATA_RULES[1:], evaluation.UNSEEN))
-        return [*findings, *foreign, *conduct, own]
+        findings += evaluation.not_run(why, (*DATA_RULES[1:], evaluation.UNSEEN))
+        return [*findings, evaluation.check_foreign_score(run, submission.claimed_score)]
 
-    ours = scored.score
     say("decoding every token")
+    findings += _check_scores(submission, val, scored, run)
+    if run.result is None:
+        return [*findings, unchecked(evaluation.UNSEEN, "its evaluation did not finish")]
+    say("running the script on tokens it has not seen")
+    probe = evaluation.probe_tokens(val, submission.content["artifact.sg"], submission.seq_len)
+    unseen = evaluation_of(evaluation.probe_only(val, probe))
+    expected = _score(submission, scored.model, scored.table, probe)
+    return [*findings, evaluation.check_unseen(unseen, expected)]
+
+
+def _check_scores(
+    submission: Submission, val: ValSplit, scored: Scored, run: ScriptRun
+) -> list[Finding]:
+    """Claimed and printed scores, and the bytes that both rest on, against the artifact's."""
+    ours, claim = scored.score, submission.claimed_score
     counted = byte_count.split_bytes(
         val.tokenizer, scored.table, val.tokens[: ours.tokens + 1].astype(np.int64)
     )
     whole = evaluation.scored_targets(run) in (None, ours.tokens)
-    claims = [c for c in (claim, printed if whole else None) if c is not None]
+    printed = evaluation.claim_of(run) if whole else None
     bytes_finding, wrong = byte_count.check_byte_table(
-        val.tokenizer, scored.table, counted, claims, ours.loss * ours.tokens
+        val.tokenizer,
+        scored.table,
+        counted,
+        [c for c in (claim, printed) if c is not None],
+        ours.loss * ours.tokens,
     )
     if claim is None:
-        findings.append(unchecked(CLAIMED_SCORE, "submission.json claims none", artifact=ours.bpb))
+        claimed = unchecked(CLAIMED_SCORE, "submission.json claims none", artifact=ours.bpb)
     else:
         how = f" in sequences of {submission.seq_len}, {submission.mode}"
-        findings.append(score.check_score(CLAIMED_SCORE, claim, ours, wrong, how=how))
-    findings += [bytes_finding, *conduct]
-    findings.append(evaluation.check_script_score(run, ours, claim, wrong))
-    if printed is None:
-        return [*findings, unchecked(evaluation.UNSEEN, "its evaluation did not finish")]
-    say("running the script on tokens it has not seen")
-    probe = evaluation.probe_tokens(val, submission.content["artifact.sg"], submission.seq_len)
-    unseen = evaluate_script(code, submission.artifact, evaluation.probe_only(val, probe), seconds)
-    expected = _score(submission, scored.model, scored.table, probe)
-    return [*findings, evaluation.check_unseen(unseen, expected)]
+        claimed = score.check_score(CLAIMED_SCORE, claim, ours, wrong, how=how)
+    return [claimed, bytes_finding, evaluation.check_script_score(run, ours, wrong)]
 
 
 def _score(

@@ -5,12 +5,10 @@ Shapes: B rows, L length, V vocabulary.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from scangolf.model import HybridLM
-from scangolf.submission.rules.finding import Finding, judged
+from scangolf.submission.rules.finding import Finding, judged, plain
 
 RULE = "distribution"
 TARGETS_AT_MOST = 16_384
@@ -61,11 +59,6 @@ def check_distribution(model: HybridLM, seq_len: int) -> Finding:
         or f"{V} targets at {L} positions: sums within {excess:.1g} of 1, losses as when blind",
         positions=L,
         vocabulary=V,
-        largest_sum_error=_plain(excess),
-        largest_loss_error=_plain(largest),
+        largest_sum_error=plain(excess),
+        largest_loss_error=plain(largest),
     )
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no word for what is not finite."""
-    return value if math.isfinite(value) else None

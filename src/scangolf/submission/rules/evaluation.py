@@ -22,7 +22,14 @@ from scangolf.data.tokenizer import BOS
 from scangolf.device import describe, pick_device
 from scangolf.score.evaluate import Score
 from scangolf.submission.rules.byte_count import Claim, has_text
-from scangolf.submission.rules.finding import Finding, failed, judged, passed, unchecked
+from scangolf.submission.rules.finding import (
+    Finding,
+    failed,
+    judged,
+    passed,
+    plain,
+    unchecked,
+)
 from scangolf.submission.rules.sandbox import ScriptRun
 from scangolf.submission.rules.score import TOLERANCE, check_score
 from scangolf.submission.rules.split import ValSplit
@@ -106,33 +113,35 @@ def check_conduct(run: ScriptRun, limit: float) -> list[Finding]:
     ]
 
 
-def check_script_score(
-    run: ScriptRun, ours: Score | None, submitted: Claim | None, wrong_bytes: list[str]
-) -> Finding:
-    """What the script prints, against the artifact's score, or where there is none, the claim."""
-    broken = _broken(SCORE, run)
-    if broken is not None:
-        return broken
+def check_script_score(run: ScriptRun, ours: Score, wrong_bytes: list[str]) -> Finding:
+    """What the script prints, against the artifact's score."""
     claim = claim_of(run)
-    assert claim is not None
-    if ours is not None:
-        tokens = scored_targets(run)
-        if tokens not in (None, ours.tokens):
-            return failed(
-                SCORE,
-                f"it scored {tokens:,} targets, the whole split has {ours.tokens:,}",
-                claimed=tokens,
-                targets=ours.tokens,
-            )
-        return check_score(SCORE, claim, ours, wrong_bytes)
+    if claim is None or run.exit_code != 0:
+        return _without_score(run)
+    tokens = scored_targets(run)
+    if tokens not in (None, ours.tokens):
+        return failed(
+            SCORE,
+            f"it scored {tokens:,} targets, the whole split has {ours.tokens:,}",
+            claimed=tokens,
+            targets=ours.tokens,
+        )
+    return check_score(SCORE, claim, ours, wrong_bytes)
+
+
+def check_foreign_score(run: ScriptRun, submitted: Claim | None) -> Finding:
+    """What the script prints, against submission.json: for an artifact that only it can read."""
+    claim = claim_of(run)
+    if claim is None or run.exit_code != 0:
+        return _without_score(run)
     if submitted is None:
-        return unchecked(SCORE, "nothing to compare it with", printed=claim.bpb)
+        return unchecked(SCORE, "submission.json claims none to compare it with")
     return judged(
         SCORE,
         abs(claim.bpb - submitted.bpb) <= TOLERANCE,
         f"it prints {claim.bpb:.5f}, submission.json says {submitted.bpb:.5f}; no other "
         "computation of it was possible",
-        printed=claim.bpb,
+        printed=plain(claim.bpb),
         claimed=submitted.bpb,
     )
 
@@ -144,11 +153,10 @@ def check_unseen(run: ScriptRun, ours: Score) -> Finding:
     adds what is neither (a peek at the target, a cache, an answer it has by heart) parts from it
     here. Random text costs many bits a byte, so the tolerance grows with them.
     """
-    if run.exit_code != 0 or run.result is None:
+    claim = claim_of(run)
+    if claim is None or run.exit_code != 0:
         end = "ran into the time limit" if run.exit_code is None else "did not evaluate them"
         return unchecked(UNSEEN, f"the script {end}", exit_code=run.exit_code, said=run.last_words)
-    claim = claim_of(run)
-    assert claim is not None
     return check_score(UNSEEN, claim, ours, [], TOLERANCE * max(1.0, ours.bpb))
 
 
@@ -182,15 +190,14 @@ def _attempts(
     return passed(rule, f"none needed ({run.isolation})", **where)
 
 
-def _broken(rule: str, run: ScriptRun) -> Finding | None:
+def _without_score(run: ScriptRun) -> Finding:
+    """The finding on the score of a run that has none: failed unless another rule says why."""
     if run.exit_code is None:
-        return unchecked(rule, "it was ended at the time limit")
-    if run.exit_code == 0 and run.result is not None:
-        return None
+        return unchecked(SCORE, "it was ended at the time limit")
     said = run.last_words or "it printed no JSON line with val_bpb"
     if run.was_refused:
-        return unchecked(rule, f"it stopped where it was refused: {said}")
-    return failed(rule, f"exit code {run.exit_code}: {said}", exit_code=run.exit_code, said=said)
+        return unchecked(SCORE, f"it stopped where it was refused: {said}")
+    return failed(SCORE, f"exit code {run.exit_code}: {said}", exit_code=run.exit_code, said=said)
 
 
 def _self_contained(run: ScriptRun) -> Finding:

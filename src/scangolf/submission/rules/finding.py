@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,11 @@ class Finding:
     @property
     def failed(self) -> bool:
         return self.verdict == "fail"
+
+
+def plain(value: float) -> float | None:
+    """A number as JSON can hold it: it has no word for what is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def passed(rule: str, why: str, **evidence: Any) -> Finding:

@@ -17,6 +17,7 @@ from scangolf.device import pick_device
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.score.evaluate import Mode
+from scangolf.submission.rules.byte_count import Claim
 from scangolf.submission.rules.finding import Finding, failed, passed
 
 FILES = ("README.md", "submission.json", "train.log", "train_gpt.py", "artifact.sg")
@@ -65,6 +66,11 @@ class Submission:
     def mode(self) -> Mode:
         return self.claims.get("mode", "plain")
 
+    @property
+    def claimed_score(self) -> Claim | None:
+        bpb = self.claims.get("val_bpb")
+        return None if bpb is None else Claim("submission.json", bpb, self.claims.get("val_bytes"))
+
     @cached_property
     def opened(self) -> tuple[HybridLM, Tokenizer] | str:
         """The artifact's model, on this machine's device, and tokenizer; or why there are none."""
@@ -100,14 +106,16 @@ class Submission:
             values = json.loads(self.content.get("submission.json", b""))
         except ValueError:
             return {}
-        return values if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            return {}
+        return {key: value for key, value in values.items() if value is not None}
 
     @cached_property
     def _mistyped(self) -> dict[str, str]:
         wrong = {}
         for key, types in (CLAIMS | OPTIONAL).items():
-            value = self._values.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
+            value = self._values.get(key, types[0]())
+            if isinstance(value, bool) or not isinstance(value, types):
                 wrong[key] = f"{key} is {value!r:.40}, wanted {types[-1].__name__}"
         for key, value in self._values.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -115,6 +123,8 @@ class Submission:
         for key in ("seq_len", "stride"):
             if key not in wrong and self._values.get(key, 1) < 1:
                 wrong[key] = f"{key} is {self._values[key]}, wanted at least 1"
+        if not wrong and self._values.get("stride", 1) > self._values.get("seq_len", 1024):
+            wrong["stride"] = f"stride is {self._values['stride']}, wanted at most seq_len"
         mode = self._values.get("mode", "plain")
         if mode not in get_args(Mode):
             wrong["mode"] = f"mode is {mode!r:.40}, wanted one of {', '.join(get_args(Mode))}"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from scangolf.score.evaluate import Score
 from scangolf.submission.rules.byte_count import Claim
-from scangolf.submission.rules.finding import Finding, judged, unchecked
+from scangolf.submission.rules.finding import Finding, judged, plain, unchecked
 
 TOLERANCE = 1e-4
 """Bits a byte between two computations of one score. Claims are stated to four digits, and other
@@ -29,9 +27,9 @@ def check_score(
     """
     difference = claim.bpb - ours.bpb
     evidence = {
-        "claimed": claim.bpb if math.isfinite(difference) else None,
+        "claimed": plain(claim.bpb),
         "artifact": ours.bpb,
-        "difference": difference if math.isfinite(difference) else None,
+        "difference": plain(difference),
         "tolerance": tolerance,
         "targets": ours.tokens,
     }
@@ -42,7 +40,7 @@ def check_score(
             return unchecked(rule, why, **evidence)
     return judged(
         rule,
-        math.isfinite(difference) and abs(difference) <= tolerance,
+        abs(difference) <= tolerance,
         f"{claim.source} says {claim.bpb:.5f}, the artifact gives {ours.bpb:.5f}{how} "
         f"(difference {difference:+.5f}, tolerance {tolerance:.5f})",
         **evidence,
