@@ -37,7 +37,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     "args",
     [
         *("", "data", "data text", "train", "train tiny", "eval", "quantize", "generate", "report"),
-        *("presets", "submit", "ablate", "compare", "bench", "bench scan", "bench train"),
+        *("presets", "submit", "audit", "ablate", "compare", "bench", "bench scan", "bench train"),
     ],
 )
 def test_help_is_instant(args: str) -> None:
@@ -77,6 +77,7 @@ def test_help_is_instant(args: str) -> None:
         (["compare", "nowhere"], "nowhere: no run folder"),
         (["compare"], "name at least one run folder"),
         (["submit", "nowhere", "--out", "entry"], "nowhere"),
+        (["audit", "nowhere"], "nowhere: no such folder"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),

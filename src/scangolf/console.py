@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,20 @@ def wide_console() -> Console:
     if on_terminal.is_terminal:
         return on_terminal
     return Console(highlight=False, markup=False, width=120)
+
+
+def print_verdicts(rows: Iterable[tuple[str, str, str]]) -> None:
+    """A table of rules: the name of each, its verdict, and why."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = {"pass": "green", "fail": "bold red"}
+    table = Table("rule", "verdict", "why", box=box.SIMPLE, show_edge=False)
+    table.columns[0].no_wrap = True
+    for rule, verdict, why in rows:
+        table.add_row(rule, verdict, why, style=colours.get(verdict, "yellow"))
+    Console(highlight=False, markup=False).print(table)
 
 
 def print_sample(prompt: str, text: str) -> None:
