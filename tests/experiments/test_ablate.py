@@ -207,6 +207,8 @@ class FakeExecutor:
     made: list["FakeExecutor"] = []
 
     def __init__(self, folder: Path, cluster: str) -> None:
+        if folder.parents[1].name == "no-cluster":
+            raise RuntimeError('Could not detect "srun"')
         self.folder, self.cluster, self.submitted = folder, cluster, []
         self.made.append(self)
 
@@ -230,6 +232,9 @@ def test_slurm_gets_the_runs_that_are_not_finished(
     monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=FakeExecutor))
     assert ablation("--slurm", "gpu") == 2
     assert "the plan's budget is in steps; give --seconds" in capsys.readouterr().err
+    elsewhere = str(tmp_path / "no-cluster")
+    assert ablation("--slurm", "gpu", "--seconds", "90", "--out", elsewhere) == 2
+    assert '--slurm: Could not detect "srun"; submit from' in capsys.readouterr().err
     finished = ablation.out / "attention" / "seed-1"
     finished.mkdir(parents=True)
     (finished / "summary.json").touch()

@@ -31,7 +31,7 @@ class Service(ModuleType):
 
     def __init__(self, name: str, *, broken: bool = False) -> None:
         super().__init__(name)
-        self.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="here")
         self.broken, self.logged, self.finished = broken, [], False
         self.scalars: list[tuple[int, dict[str, float]]] = []
 
@@ -143,10 +143,13 @@ def test_a_run_that_never_begins_is_not_followed(
     assert (service.logged, capsys.readouterr().out) == ([], "")
 
 
-def test_a_tracker_that_is_missing(tmp_path: Path) -> None:
+def test_a_tracker_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its name is no tracker."""
+    (tmp_path / "trackio").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
     with (
         pytest.raises(UserError, match=r"--track trackio: .* pip install 'scangolf\[trackio\]'"),
         following(tmp_path, "trackio"),
     ):
         train(tmp_path, LINES)
-    assert [*tmp_path.iterdir()] == []
+    assert [path.name for path in tmp_path.iterdir()] == ["trackio"]

@@ -32,8 +32,12 @@ def submit(
     if not left:
         print("every run is finished")
         return
-    # Named, because without one submitit runs the jobs on this machine where there is no SLURM.
-    executor = submitit.AutoExecutor(left[0].folder.parents[1] / "slurm" / "%j", cluster="slurm")
+    logs = left[0].folder.parents[1] / "slurm" / "%j"
+    try:
+        # Named, because without SLURM submitit would run the jobs on this machine.
+        executor = submitit.AutoExecutor(logs, cluster="slurm")
+    except RuntimeError as error:
+        raise UserError(f"--slurm: {error}; submit from a machine of the cluster") from error
     executor.update_parameters(
         name=name,
         slurm_partition=partition,

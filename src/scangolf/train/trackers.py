@@ -54,7 +54,10 @@ def following(folder: Path, name: TrackerName | None) -> Iterator[None]:
 
 def check_installed(name: TrackerName | None) -> None:
     """Raises UserError where the tracker of that name, if any, is missing."""
-    if name is not None and importlib.util.find_spec(name) is None:
+    if name is None:
+        return
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:  # a mere folder of that name, as wandb leaves behind
         raise UserError(f"--track {name}: is not installed; pip install 'scangolf[{name}]'")
 
 
