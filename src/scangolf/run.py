@@ -1,7 +1,7 @@
 """One run from its configuration to its report: train, write the artifact, score what lies on disk.
 
-A run folder holds config.json, metrics.jsonl, train.log, checkpoint/, artifact.sg, summary.json
-and report.html. The score is that of the artifact read back from disk.
+A run folder holds config.json, metrics.jsonl, train.log, checkpoint/, artifact.sg, summary.json,
+analysis.json and report.html. The score is that of the artifact read back from disk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from scangolf.analysis.analyse import analyse
 from scangolf.artifact.budget import measure
 from scangolf.artifact.codec import save_artifact
 from scangolf.artifact.load import load
@@ -247,6 +248,16 @@ def _finish(trainer: Trainer, dataset: Dataset, folder: Path, score: Score) -> d
         },
     }
     write_json(folder / "summary.json", summary)
+    analysis = analyse(
+        path,
+        model,
+        reloaded,
+        dataset,
+        seq_len=config.batch.seq_len,
+        steps=progress.step,
+        sample="".join(summary["sample"].values()),
+    )
+    write_json(folder / "analysis.json", analysis)
     return summary
 
 

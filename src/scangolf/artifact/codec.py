@@ -61,6 +61,8 @@ class Artifact:
     tokenizer: Tokenizer
     state: dict[str, torch.Tensor]
     """float32 weights by parameter name."""
+    stored: dict[str, Stored]
+    """The same as they are stored, in the order of the file."""
     scheme: str
 
 
@@ -235,25 +237,28 @@ def _decode(checked: bytes) -> Artifact:
         raise ValueError(
             f"{config.vocab_size} tokens in its model, {tokenizer.vocab_size} in its tokenizer"
         )
-    state = _weights(rows, layout, body[n_tokenizer:])
-    return Artifact(config, tokenizer, state, manifest["scheme"])
+    stored = _stored(rows, layout, body[n_tokenizer:])
+    state = {name: dequantize(tensor) for name, tensor in stored.items()}
+    for name, weights in state.items():
+        if not weights.isfinite().all():
+            raise ValueError(f"tensor {name} holds weights that are not finite")
+    return Artifact(config, tokenizer, state, stored, manifest["scheme"])
 
 
-def _weights(rows: list[_Row], layout: list[_Part], body: bytes) -> dict[str, torch.Tensor]:
-    """The float32 weights of every tensor, by name."""
+def _stored(rows: list[_Row], layout: list[_Part], body: bytes) -> dict[str, Stored]:
+    """Every tensor as it is stored, by name."""
     arrays: dict[tuple[str, int], np.ndarray] = {}
     start = 0
     for part in layout:
         planes = body[start : start + part.n_bytes]
         arrays[part.name, part.index] = _from_planes(planes, part.dtype).reshape(part.shape)
         start += part.n_bytes
-    state = {}
-    for row in rows:
-        parts = tuple(arrays[row.name, i] for i in range(len(CODINGS[row.coding])))
-        state[row.name] = dequantize(Stored(row.coding, parts))
-        if not state[row.name].isfinite().all():
-            raise ValueError(f"tensor {row.name} holds weights that are not finite")
-    return state
+    return {
+        row.name: Stored(
+            row.coding, tuple(arrays[row.name, i] for i in range(len(CODINGS[row.coding])))
+        )
+        for row in rows
+    }
 
 
 def _from_planes(planes: bytes, dtype: np.dtype) -> np.ndarray:
