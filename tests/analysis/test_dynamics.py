@@ -1,6 +1,7 @@
 """Memory by hand: layers whose dt and A are set, and a mean of dt taken another way."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +10,6 @@ import torch.nn.functional as F
 
 from scangolf.analysis.dynamics import FOR_GOOD, QUANTILES, spectrum, watched_scans
 from scangolf.config import AttentionConfig, GDNConfig, ModelConfig, S6Config, SSDConfig
-from scangolf.layers.s6 import S6
-from scangolf.layers.ssd import SSD
 from scangolf.model import HybridLM
 
 TOKENS = torch.arange(24).reshape(2, 12) % 11
@@ -32,6 +31,10 @@ def make_model(pattern: str, seed: int = 0) -> HybridLM:
     return HybridLM(config, seed)
 
 
+def mixers(model: HybridLM) -> list[Any]:
+    return [block.mixer for block in model.blocks]
+
+
 def inverse_softplus(dt: list[float]) -> torch.Tensor:
     return torch.tensor(dt).expm1().log()
 
@@ -40,7 +43,7 @@ def inverse_softplus(dt: list[float]) -> torch.Tensor:
 def test_memory_is_one_over_dt_times_a() -> None:
     """dt 0.1 and 0.02, A from -1 to -8: memories are the reciprocals of the products."""
     model = make_model("lti : s6 : ssd : gdn : parallel : attention")
-    lti, s6, ssd, gdn, parallel, _ = (block.mixer for block in model.blocks)
+    lti, s6, ssd, gdn, parallel, _ = mixers(model)
     for scan in (lti, s6):
         scan.delta_bias.copy_(inverse_softplus([0.1] * 4 + [0.02] * 4))
         scan.A_log.copy_(torch.tensor([1.0, 2.0]).log())
@@ -77,17 +80,16 @@ def test_dt_is_the_mean_of_what_the_scan_is_given() -> None:
     given: dict[int, list[torch.Tensor]] = {i: [] for i in range(4)}
 
     def keep(i: int, name: str) -> None:
-        mixer = model.blocks[i].mixer
+        mixer = mixers(model)[i]
         original = getattr(mixer, name)
 
-        def record(*args: torch.Tensor) -> dict[str, torch.Tensor]:
+        def record(*args: torch.Tensor) -> dict[str, Any]:
             inputs = original(*args)
             if "g" in inputs:
                 dt = inputs["g"] / -mixer.A_log.exp()
             else:
-                r = inputs.get("delta", inputs.get("dt"))
-                bias = inputs.get("delta_bias", inputs.get("dt_bias"))
-                dt = F.softplus(r if bias is None else r + bias)
+                r = inputs["delta" if "delta" in inputs else "dt"]
+                dt = F.softplus(r + inputs.get("delta_bias", inputs.get("dt_bias", 0)))
             given[i].append(dt.flatten(0, 1))
             return inputs
 
@@ -109,8 +111,7 @@ def test_dt_is_the_mean_of_what_the_scan_is_given() -> None:
 def test_a_decay_of_that_memory_leaves_one_over_e() -> None:
     """The definition, on a scan: an impulse, and as many tokens as its state remembers."""
     model = make_model("s6")
-    scan = model.blocks[0].mixer
-    assert isinstance(scan, S6)
+    (scan,) = mixers(model)
     scan.delta_bias.copy_(inverse_softplus([0.05] * 8))
     scan.A_log.copy_(torch.tensor([2.0, 4.0]).log())
     scan.dt_proj.weight.zero_()
@@ -124,8 +125,7 @@ def test_a_decay_of_that_memory_leaves_one_over_e() -> None:
 @torch.no_grad()
 def test_what_never_decays_is_given_a_number() -> None:
     model = make_model("ssd")
-    scan = model.blocks[0].mixer
-    assert isinstance(scan, SSD)
+    (scan,) = mixers(model)
     scan.dt_bias.fill_(-1000.0)
     scan.in_proj.weight[-2:].zero_()
     with watched_scans(model) as scans:
