@@ -1,6 +1,7 @@
 """The command line: instant help, one-line refusals, and every verb once from text to sample."""
 
 import json
+import math
 import resource
 import shutil
 import subprocess
@@ -78,6 +79,7 @@ def test_help_is_instant(args: str) -> None:
         (["compare"], "name at least one run folder"),
         (["submit", "nowhere", "--out", "entry"], "nowhere"),
         (["audit", "nowhere"], "nowhere: no such folder"),
+        (["report"], "report: name at least one run folder"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),
@@ -135,7 +137,7 @@ def test_from_text_to_a_scored_artifact(
     names = {path.name for path in run.iterdir()}
     assert names == {
         "config.json", "metrics.jsonl", "checkpoint", "artifact.sg", "summary.json",
-        "report.html", "train.log",
+        "analysis.json", "report.html", "train.log",
     }  # fmt: skip
 
     summary = json.loads((run / "summary.json").read_text())
@@ -148,6 +150,14 @@ def test_from_text_to_a_scored_artifact(
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "val_bpb" in record] == [6, 12]
     assert records[-1]["val_bpb"] == summary["val_bpb"]
+
+    analysis = json.loads((run / "analysis.json").read_text())
+    assert analysis["steps"] == 12
+    assert [scan["kind"] for scan in analysis["scans"]] == ["s6", "s6", "s6"]
+    nats, n_bytes = (sum(analysis["positions"][name]) for name in ("nats", "bytes"))
+    bits = nats / math.log(2) / n_bytes
+    assert bits == pytest.approx(summary["artifact_val_bpb"], rel=1e-6)
+    assert "What the scans remember" in (run / "report.html").read_text()
 
     main(["eval", str(run), "--device", "cpu", "--json"])
     score = json.loads(capsys.readouterr().out)
@@ -211,6 +221,11 @@ def test_a_run_is_never_overwritten_and_resumes_only_as_itself(
     assert (workplace / "resumed" / "summary.json").read_text() == before
     main(["train", "tiny", "--out", run, "--resume", "--steps", "15"])
     assert json.loads((workplace / "resumed" / "summary.json").read_text())["steps"] == 15
+    assert json.loads((workplace / "resumed" / "analysis.json").read_text())["steps"] == 15
+    page, picture = workplace / "page.html", workplace / "curve.png"
+    main(["report", run, run, "--out", str(page), "--png", str(picture)])
+    assert "<h1>2 runs</h1>" in page.read_text()
+    assert picture.stat().st_size > 0
 
 
 def test_a_run_without_a_checkpoint_resumes_from_its_start(workplace: Path) -> None:

@@ -1,14 +1,26 @@
-"""Dataclasses from plain JSON values: the strict inverse of `dataclasses.asdict`."""
+"""JSON: files written whole, and dataclasses from plain values, strictly."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(part, path)
+
+
 def from_plain(value: Any, kind: Any, name: str = "") -> Any:
-    """`value` as a `kind`: a dataclass, list, dict, Literal, int, float, str, bool or None.
+    """`value` as a `kind`: the strict inverse of `dataclasses.asdict`.
+
+    A kind is a dataclass, list, dict, Literal, int, float, str, bool, or None beside one of these.
 
     Nothing is converted but a whole number where a float is wanted, and nothing is passed over.
     Raises ValueError that tells where, as a dotted path below `name`; what a dataclass refuses of

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from scangolf.device import describe, pick_device
 from scangolf.errors import UserError
 from scangolf.generate import generate
 from scangolf.model import HybridLM
+from scangolf.records import write_json
 from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
 from scangolf.train.checkpoint import Progress, load_checkpoint
@@ -266,13 +266,6 @@ def _read_config(folder: Path) -> RunConfig:
         raise UserError(f"{folder}: not a run folder, it has no config.json") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it from a copy") from error
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(part, path)
 
 
 def _record_score(folder: Path, progress: Progress, score: Score) -> None:

@@ -18,7 +18,8 @@ from scangolf.cli import main
 from scangolf.config import to_dict
 from scangolf.experiments.plan import read_plan, resolve
 from scangolf.experiments.work import Job
-from scangolf.run import run, write_json
+from scangolf.records import write_json
+from scangolf.run import run
 
 PLAN = """
 preset = "tiny"

@@ -5,97 +5,17 @@ import math
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from report_cases import CONFIG, SUMMARY, Page, make_run, training_line
 
 from scangolf.errors import UserError
 from scangolf.report.curves import MAX_POINTS, smooth, thin, y_limits
-from scangolf.report.page import duration, megabytes, short, visible, write_report
+from scangolf.report.page import write_report
 from scangolf.report.plots import curve_png
-
-CONFIG: dict[str, Any] = {
-    "preset": "tiny", "seconds": 110.0, "steps": None, "data": "my data", "seed": 7,
-    "model": {"pattern": "3 s6 : 1 attention", "n_layers": 4, "s6": {"d_state": 8}},
-}  # fmt: skip
-SUMMARY: dict[str, Any] = {
-    "preset": "tiny", "seed": 7, "device": "x86_64 CPU, 2 threads",
-    "layers": ["s6", "s6", "s6", "attention"], "parameters": 775684, "steps": 40,
-    "tokens": 163840, "train_seconds": 109.87654321, "tokens_per_second": 1491.125,
-    "val_loss": 3.2929608393, "val_bpb": 2.0304631526, "artifact_val_bpb": 2.0571283535,
-    "artifact_bytes": 745419, "code_bytes": 157824, "total_bytes": 903243,
-    "limit_bytes": 16000000, "fits": True, "tokenizer_sha256": "f567ea89" * 8,
-    "val_tokens": 35584, "val_bytes": 83257,
-    "sample": {
-        "prompt": "Say <b>", "text": " & </pre><script>alert('x')</script>\x00\x1b[31m\ud83d",
-    },
-}  # fmt: skip
-
-
-def training_line(step: int, steps: int = 40) -> dict[str, Any]:
-    share = step / steps
-    loss = 2.0 + 5.0 * math.exp(-9 * share) + 0.1 * math.sin(37 * step)
-    return {
-        "step": step, "tokens": 4096 * step, "seconds": 109.87654321 * share, "share": share,
-        "loss": loss, "train_bpb": loss / 1.5, "lr": 1 - share, "tokens_per_second": 1500.0 + step,
-    }  # fmt: skip
-
-
-EVALUATION = {
-    "step": 40, "tokens": 163840, "seconds": 109.87654321, "share": 1.0,
-    "val_loss": 3.2929608393, "val_bpb": 2.0304631526,
-}  # fmt: skip
-
-
-def make_run(folder: Path, *, steps: int = 40, done: int = 40, finished: bool = True) -> Path:
-    lines = [training_line(step, steps) for step in range(1, done + 1)]
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    if finished:
-        lines.append(EVALUATION | {"step": steps})
-        (folder / "summary.json").write_text(json.dumps(SUMMARY | {"steps": steps}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-class Page(HTMLParser):
-    """What a browser would see: elements, attributes and text; <data> with value and text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.data: list[tuple[float, str]] = []
-        self.rows: dict[str, list[str]] = {}
-        self.text = ""
-        self._row: list[str] = []
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {name: value or "" for name, value in attrs}
-        self.tags.append((tag, values))
-        if tag == "data":
-            self.data.append((float(values["value"]), ""))
-        if tag == "tr":
-            self._row = []
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "tr":
-            label, *rest = self._row
-            self.rows[label] = rest
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-        if data.strip():
-            self._row.append(data.strip())
-            if self.tags and self.tags[-1][0] == "data" and not self.data[-1][1]:
-                self.data[-1] = (self.data[-1][0], data.strip())
-
-    def attributes(self, tag: str, name: str) -> list[str]:
-        return [values[name] for found, values in self.tags if found == tag and name in values]
+from scangolf.report.words import duration, megabytes, short, three_figures, visible
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +48,8 @@ def test_the_table_reads_as_the_summary(page: Page) -> None:
     assert page.rows["Fits"] == ["yes"]
     assert page.rows["Device"] == ["x86_64 CPU, 2 threads"]
     assert page.rows["Tokenizer (SHA-256)"] == ["f567ea89" * 8]
-    assert len(page.rows) == 19
+    assert page.rows["Peak GPU memory"] == ["not recorded"]
+    assert len(page.rows) == 20 + (1 + 10) + 1  # steps of training, and evaluations, with heads
 
 
 def test_the_bar_is_to_scale(page: Page) -> None:
@@ -174,18 +95,32 @@ def test_ids_are_unique_and_every_reference_has_one(page: Page) -> None:
 
 def test_plots_take_their_colours_from_the_page_and_speak(page: Page) -> None:
     plots = re.findall(r"<svg.*?</svg>", page.source, flags=re.S)
-    assert len(plots) == 5
-    for plot in plots:
+    assert len(plots) == 7
+    axes = ["time (s)"] * 2 + ["steps", "tokens"] + ["time (s)"] * 3
+    for plot, axis in zip(plots, axes, strict=True):
         assert not re.search(r"#[0-9a-f]{6}\b", plot)
         assert 'role="img"' in plot
-        assert "training time (s)" in plot
+        assert axis in plot
     last = training_line(40)
     labels = page.attributes("svg", "aria-label")
     assert f"training {last['train_bpb']:.4f} " in labels[0]
     assert "validation 2.0305, artifact 2.0571." in labels[0]
-    assert labels[2].endswith(f"training {last['loss']:.4f}, validation 3.2930.")
-    assert labels[3].endswith("1,540 tokens a second.")
-    assert labels[4].endswith("0.000.")
+    assert "against steps, to 40. " in labels[2]
+    assert "against tokens, to 164\N{NO-BREAK SPACE}k. " in labels[3]
+    assert f"training {last['loss']:.4f} " in labels[4]
+    assert labels[4].endswith(", validation 3.2930.")
+    assert labels[5].endswith("1,540 tokens a second.")
+    assert labels[6].endswith("0.000.")
+
+
+def test_the_curves_stand_there_in_numbers(page: Page) -> None:
+    assert page.rows["Step"][:3] == ["Tokens", "Time (s)", "Loss, smoothed (nats)"]
+    first = training_line(1)
+    assert page.rows["1"] == [
+        "4,096", f"{first['seconds']:.1f}", f"{first['loss']:.4f}", f"{first['train_bpb']:.4f}",
+        "1,501", f"{first['lr']:.3f}",
+    ]  # fmt: skip
+    assert page.rows["40"] == ["109.9", "3.2930", "2.0305"]  # the evaluation, the later table
 
 
 def test_layers_settings_and_command(page: Page) -> None:
@@ -216,7 +151,8 @@ def test_an_unfinished_run_has_a_page_of_what_there_is(tmp_path: Path) -> None:
     looped = CONFIG | {"model": CONFIG["model"] | {"loops": 3}}
     (run / "config.json").write_text(json.dumps(looped))
     assert "over 4 blocks, passed 3 times" in Page(write_report(run)).text
-    assert not page.rows
+    assert "Artifact" not in page.rows
+    assert "analysis.json" not in page.text
 
 
 def test_the_summary_of_an_earlier_end_is_not_that_of_a_resumed_run(tmp_path: Path) -> None:
@@ -238,14 +174,16 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs(tmp_path: Path, steps: int) -> None:
-    page = Page(write_report(make_run(tmp_path / "run", steps=steps, done=steps)))
-    assert len(page.attributes("svg", "viewbox")) == 5
+    run = make_run(tmp_path / "run", steps=steps, done=steps, analysed=True)
+    page = Page(write_report(run))
+    assert len(page.attributes("svg", "viewbox")) == 7 + 8
+    assert "nan" not in page.text
 
 
 def test_a_hundred_thousand_steps_stay_a_small_page(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", steps=100_000, done=100_000)
     path = write_report(run)
-    assert path.stat().st_size < 300_000
+    assert path.stat().st_size < 400_000
 
 
 @pytest.mark.parametrize(
@@ -261,6 +199,8 @@ def test_a_hundred_thousand_steps_stay_a_small_page(tmp_path: Path) -> None:
         ("metrics.jsonl", json.dumps(training_line(1) | {"loss": math.nan}) + "\n", "line 1 is no"),
         ("summary.json", "[]", "summary.json: not a JSON object; delete it"),
         ("summary.json", "{}", "summary.json: lacks artifact_bytes"),
+        ("analysis.json", "{", "analysis.json: not JSON"),
+        ("analysis.json", "{}", "analysis.json: lacks gates"),
     ],
 )
 def test_what_cannot_be_reported(
@@ -339,6 +279,9 @@ def test_words() -> None:
         "2 h 00 min",
     ]
     assert [short(n) for n in (7, 775_684, 999_600)] == ["7", "776\xa0k", "1\xa0M"]
+    assert [three_figures(n) for n in (0.0000123, 0.00123, 12.34, 999.4, 1234, 1e9)] == [
+        "0.000012", "0.00123", "12.3", "999", "1.23\xa0k", "1\xa0B",
+    ]  # fmt: skip
     assert [megabytes(n) for n in (512, 999_949, 999_950)] == [
         "0.5\xa0kB",
         "999.9\xa0kB",

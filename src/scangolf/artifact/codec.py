@@ -67,6 +67,8 @@ class Artifact:
     tokenizer: Tokenizer
     state: dict[str, torch.Tensor]
     """float32 weights by parameter name."""
+    stored: dict[str, Stored]
+    """The same as they are stored, in the order of the file."""
     scheme: str
 
 
@@ -278,14 +280,16 @@ def _decode(version: int, checked: bytes) -> Artifact:
         raise ValueError(
             f"{config.vocab_size} tokens in its model, {tokenizer.vocab_size} in its tokenizer"
         )
-    state = _weights(rows, layout, body[n_tokenizer:], stream)
-    return Artifact(config, tokenizer, state, scheme)
+    stored = _stored(rows, layout, body[n_tokenizer:], stream)
+    state = {name: dequantize(tensor) for name, tensor in stored.items()}
+    for name, weights in state.items():
+        if not weights.isfinite().all():
+            raise ValueError(f"tensor {name} holds weights that are not finite")
+    return Artifact(config, tokenizer, state, stored, scheme)
 
 
-def _weights(
-    rows: list[_Row], layout: list[_Part], body: bytes, stream: bytes
-) -> dict[str, torch.Tensor]:
-    """The float32 weights of every tensor, by name."""
+def _stored(rows: list[_Row], layout: list[_Part], body: bytes, stream: bytes) -> dict[str, Stored]:
+    """Every tensor as it is stored, by name."""
     arrays: dict[tuple[str, int], np.ndarray] = {}
     start = 0
     for part in layout:
@@ -300,13 +304,12 @@ def _weights(
         decoded = decode_codes(table_KM, excess_X, stream, exponents)
         for name, codes in zip(coded, decoded, strict=True):
             arrays[name, CODED[1]] = codes
-    state = {}
-    for row in rows:
-        parts = tuple(arrays[row.name, i] for i in range(len(CODINGS[row.coding])))
-        state[row.name] = dequantize(Stored(row.coding, parts))
-        if not state[row.name].isfinite().all():
-            raise ValueError(f"tensor {row.name} holds weights that are not finite")
-    return state
+    return {
+        row.name: Stored(
+            row.coding, tuple(arrays[row.name, i] for i in range(len(CODINGS[row.coding])))
+        )
+        for row in rows
+    }
 
 
 def _from_planes(planes: bytes, dtype: np.dtype) -> np.ndarray:

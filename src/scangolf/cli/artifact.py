@@ -120,21 +120,24 @@ def generate(
 
 
 @app.command
-def report(run: Positional[Path], png: Path | None = None) -> Verb:
-    """Write report.html into a run folder: curves, score, bytes and a sample on one page.
+def report(
+    runs: Positional[tuple[Path, ...]], out: Path | None = None, png: Path | None = None
+) -> Verb:
+    """One page of a run: curves, score, bytes, memory, text; of several, beside each other.
 
     Args:
-        run: A run folder, of a finished run or not.
-        png: Also write the curve of bits per byte alone, as this picture.
+        runs: Run folders, finished or not.
+        out: The page; report.html in the run folder, or beside the first of several, unless given.
+        png: Also draw the first run's curve of bits per byte alone, as this picture.
     """
 
     def verb() -> None:
         from scangolf.report.page import write_report
         from scangolf.report.plots import curve_png
 
-        print(write_report(run))
+        print(write_report(*runs, out=out))
         if png is not None:
-            curve_png(run, png)
+            curve_png(runs[0], png)
             print(png)
 
     return verb

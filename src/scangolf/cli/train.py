@@ -52,6 +52,7 @@ def _add_preset(name: str, default: RunConfig) -> None:
 def _train(
     config: RunConfig, default: RunConfig, out: Path, resume: bool, track: TrackerName | None
 ) -> None:
+    from scangolf.analysis.of_run import write_analysis
     from scangolf.report.page import write_report
     from scangolf.run import resumed_config, run
     from scangolf.submission.forms import code_bytes
@@ -71,6 +72,7 @@ def _train(
             )
     if not world.is_first:
         return
+    write_analysis(out)
     print(f"report: {write_report(out)}")
     sample = summary.pop("sample")
     print_values(summary, as_json=False)

@@ -85,6 +85,7 @@ def work(job: Job, track: TrackerName | None = None) -> None:
             return
         job.error_file.unlink(missing_ok=True)
         try:
+            from scangolf.analysis.of_run import write_analysis
             from scangolf.report.page import write_report
             from scangolf.run import run
             from scangolf.submission.forms import code_bytes
@@ -98,6 +99,7 @@ def work(job: Job, track: TrackerName | None = None) -> None:
                     resume=(job.folder / "config.json").exists(),
                     make_display=make_display,
                 )
+            write_analysis(job.folder)
             write_report(job.folder)
         except Stopped as stopped:
             raise SystemExit(stopped.exit_code) from stopped

@@ -24,11 +24,18 @@ SUMMARY_KEYS = {
 }  # fmt: skip
 
 
+ANALYSIS_KEYS = {
+    "steps", "peak_memory_bytes", "scans", "gates", "positions", "tokenizer_bytes", "tensors",
+    "passage", "sample",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run as its folder tells it. `training` has at least one line, `evaluations` may be empty.
 
-    `summary` is None while a run is under way, and after it was interrupted.
+    `summary` is None while a run is under way, and after it was interrupted. `analysis` may be
+    missing even from a finished run: older versions wrote none.
     """
 
     path: Path
@@ -36,10 +43,16 @@ class RunFolder:
     training: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     summary: dict[str, Any] | None
+    analysis: dict[str, Any] | None
 
     def curve(self, name: str) -> np.ndarray:
         """One value of every training line, float64 [lines]."""
         return np.array([line[name] for line in self.training], dtype=np.float64)
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Of a GPU's memory; None where it was not recorded."""
+        return self.analysis["peak_memory_bytes"] if self.analysis else None
 
     @property
     def seconds(self) -> float:
@@ -48,7 +61,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads config.json, metrics.jsonl and, where it is there, summary.json.
+    """Reads config.json, metrics.jsonl and, where they are there, summary.json and analysis.json.
 
     Raises UserError, in one line, where the folder is no run or a file of it is unusable.
     """
@@ -58,13 +71,18 @@ def read_run(path: Path) -> RunFolder:
         )
     config = _read_object(path / "config.json", CONFIG_KEYS, "restore it from a copy")
     training, evaluations = _read_metrics(path / "metrics.jsonl")
-    summary = None
+    summary = analysis = None
     if (path / "summary.json").exists():
         advice = "delete it to report the curves alone"
         summary = _read_object(path / "summary.json", SUMMARY_KEYS, advice)
         if summary["steps"] < training[-1]["step"]:
             summary = None  # of an earlier end: the run was resumed and has not finished since
-    return RunFolder(path, config, training, evaluations, summary)
+    if summary and (path / "analysis.json").exists():
+        advice = "delete it to report without it"
+        analysis = _read_object(path / "analysis.json", ANALYSIS_KEYS, advice)
+        if analysis["steps"] != summary["steps"]:
+            analysis = None
+    return RunFolder(path, config, training, evaluations, summary, analysis)
 
 
 def _read_object(path: Path, keys: set[str], advice: str) -> dict[str, Any]:

@@ -1,19 +1,28 @@
-"""The report of a run: one HTML page that needs nothing beside itself."""
+"""The report of a run, or of several beside each other: an HTML page that needs nothing else."""
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 
+from scangolf.errors import UserError
+from scangolf.report import anatomy, contents
+from scangolf.report.command import command
+from scangolf.report.compare import comparison
+from scangolf.report.curves import smooth
 from scangolf.report.folder import RunFolder, read_run
-from scangolf.report.plots import opening_is_cut, svg_plots
-from scangolf.report.style import PALETTE
+from scangolf.report.plots import opening_is_cut, run_plots
+from scangolf.report.style import PALETTE, tints
+from scangolf.report.words import duration, leaves, megabytes, short, visible
+
+TABLE_LINES = 10
+"""Training steps that the table beside the curves has, at most."""
 
 
 class Fact(NamedTuple):
@@ -25,47 +34,87 @@ class Fact(NamedTuple):
     note: str = ""
 
 
-def write_report(run: Path) -> Path:
-    """Writes report.html into a run folder, whole or not at all, and returns its path.
+def write_report(*runs: Path, out: Path | None = None) -> Path:
+    """Writes the page of one run folder or of several, whole or not at all, and returns its path.
 
-    A run without summary.json gets a page of what there is. Raises UserError for a folder that
-    is no run.
+    `out` unless given: report.html in the run folder, or beside the first of several. A run
+    without summary.json or analysis.json gets a page of what there is. Raises UserError for a
+    folder that is no run, and for none.
     """
-    folder = read_run(run)
-    path = run / "report.html"
+    if not runs:
+        raise UserError("report: name at least one run folder")
+    folders = [read_run(run) for run in runs]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    environment.globals.update(palette=PALETTE, tints=tints())
+    if len(runs) == 1:
+        path = runs[0] / "report.html"
+        html = environment.get_template("run.html").render(_run(folders[0]))
+    else:
+        path = runs[0].parent / "report.html"
+        html = environment.get_template("runs.html").render(comparison(folders))
+    path = out or path
     part = path.with_name(path.name + ".part")
     # Half of a surrogate pair, which JSON can hold, is no character that UTF-8 could write.
-    part.write_bytes(_render(folder).encode("utf-8", errors="replace"))
+    part.write_bytes(html.encode("utf-8", errors="replace"))
     os.replace(part, path)
     return path
 
 
-def _render(folder: RunFolder) -> str:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["visible"] = visible
-    template = environment.from_string(
-        Path(__file__).with_name("template.html").read_text(encoding="utf-8")
-    )
+def _run(folder: RunFolder) -> dict[str, Any]:
+    """What the page of one run shows."""
     config, summary, last = folder.config, folder.summary, folder.training[-1]
-    return template.render(
-        palette=PALETTE,
-        preset=config["preset"],
-        seed=config["seed"],
-        device=summary and summary["device"],
-        headline=list(_headline(folder)),
-        size=summary and _size(summary),
-        share=None if summary else last["share"],
-        plots=svg_plots(folder),
-        opening_is_cut=opening_is_cut(folder),
-        layers=summary and summary["layers"],
-        pattern=_pattern(config["model"]),
-        facts=list(_facts(summary)) if summary else [],
-        sample=summary and summary["sample"],
-        settings=[(name, json.dumps(value, ensure_ascii=False)) for name, value in _leaves(config)],
-        command=_command(config),
-    )
+    return {
+        "preset": config["preset"],
+        "seed": config["seed"],
+        "device": summary and summary["device"],
+        "headline": list(_headline(folder)),
+        "size": summary and _size(summary),
+        "share": None if summary else last["share"],
+        "plots": run_plots(folder),
+        "opening_is_cut": opening_is_cut(folder),
+        "lines": list(_lines(folder)),
+        "evaluations": folder.evaluations,
+        "layers": summary and summary["layers"],
+        "pattern": _pattern(config["model"]),
+        "facts": list(_facts(folder)),
+        "sample": summary and summary["sample"],
+        "settings": [
+            (name, json.dumps(value, ensure_ascii=False)) for name, value in leaves(config)
+        ],
+        "command": command(config),
+        "analysis": _analysis(folder) if folder.analysis else None,
+    }
+
+
+def _analysis(folder: RunFolder) -> dict[str, Any]:
+    analysis, summary = folder.analysis, folder.summary
+    assert analysis is not None
+    assert summary is not None
+    seq_len = len(analysis["positions"]["nats"])
+    layers = summary["layers"]
+    return {
+        "plots": anatomy.anatomy_plots(analysis, seq_len),
+        "spectra": list(anatomy.spectra(analysis)),
+        "gates": anatomy.GATES,
+        "gate_table": anatomy.gate_table(analysis),
+        "skips": anatomy.skips(analysis),
+        "stretches": anatomy.stretches(analysis["positions"]),
+        "positions": analysis["positions"],
+        "body_bytes": contents.body_bytes(analysis),
+        "parts": contents.bytes_by_part(analysis, layers),
+        "places": contents.bytes_by_place(analysis, layers),
+        "tensors": contents.bytes_by_tensor(analysis),
+        "passage": contents.passage(analysis["passage"]),
+        "sample": contents.passage(analysis["sample"], summary["sample"]["prompt"]),
+        "legend": contents.legend(),
+    }
 
 
 def _pattern(model: dict[str, Any]) -> str:
@@ -116,8 +165,19 @@ def _size(summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _facts(summary: dict[str, Any]) -> Iterator[Fact]:
-    """The summary, in the order in which a run produces it."""
+def _lines(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Some training steps, evenly spread, with their losses smoothed as they are drawn."""
+    count = len(folder.training)
+    smoothed = {name: smooth(folder.curve(name)) for name in ("train_bpb", "loss")}
+    for i in np.unique(np.linspace(0, count - 1, min(count, TABLE_LINES)).round().astype(int)):
+        yield folder.training[i] | {name: values[i] for name, values in smoothed.items()}
+
+
+def _facts(folder: RunFolder) -> Iterator[Fact]:
+    """The summary, in the order in which a run produces it; nothing without one."""
+    summary = folder.summary
+    if summary is None:
+        return
 
     def count(label: str, key: str, unit: str = "") -> Fact:
         return Fact(label, f"{summary[key]:,}", summary[key], unit)
@@ -125,8 +185,8 @@ def _facts(summary: dict[str, Any]) -> Iterator[Fact]:
     def score(label: str, key: str, unit: str) -> Fact:
         return Fact(label, f"{summary[key]:.4f}", summary[key], unit)
 
-    def size(label: str, key: str) -> Fact:
-        return Fact(label, f"{summary[key]:,}", summary[key], f"bytes ({megabytes(summary[key])})")
+    def size(label: str, n_bytes: int) -> Fact:
+        return Fact(label, f"{n_bytes:,}", n_bytes, f"bytes ({megabytes(n_bytes)})")
 
     yield Fact("Preset", summary["preset"])
     yield Fact("Seed", str(summary["seed"]), summary["seed"])
@@ -138,73 +198,16 @@ def _facts(summary: dict[str, Any]) -> Iterator[Fact]:
     yield Fact("Training time", f"{seconds:,.2f}", seconds, "s")
     speed = summary["tokens_per_second"]
     yield Fact("Throughput", f"{speed:,.0f}", speed, "tokens/s")
+    peak = folder.peak_memory_bytes
+    yield size("Peak GPU memory", peak) if peak else Fact("Peak GPU memory", "not recorded")
     yield count("Validation tokens", "val_tokens")
-    yield size("Validation text", "val_bytes")
+    yield size("Validation text", summary["val_bytes"])
     yield score("Validation loss", "val_loss", "nats a token")
     yield score("Validation score", "val_bpb", "bits per byte")
     yield score("Artifact's score", "artifact_val_bpb", "bits per byte")
-    yield size("Artifact", "artifact_bytes")
-    yield size("Code", "code_bytes")
-    yield size("Total", "total_bytes")
-    yield size("Limit", "limit_bytes")
+    yield size("Artifact", summary["artifact_bytes"])
+    yield size("Code", summary["code_bytes"])
+    yield size("Total", summary["total_bytes"])
+    yield size("Limit", summary["limit_bytes"])
     yield Fact("Fits", "yes" if summary["fits"] else "no")
     yield Fact("Tokenizer (SHA-256)", summary["tokenizer_sha256"])
-
-
-def _command(config: dict[str, Any]) -> str:
-    """The command that makes the run again, as far as its preset, budget, seed and data decide."""
-    budget = ["--steps", config["steps"]]
-    if config["steps"] is None:
-        budget = ["--seconds", f"{config['seconds']:.12g}"]
-    words = ["scangolf", "train", config["preset"], *budget]
-    words += ["--seed", config["seed"], "--data", config["data"]]
-    return shlex.join(map(str, words))
-
-
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of a nested configuration by its dotted name."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-# --- words and numbers --------------------------------------------------------------------------
-
-
-def visible(text: str) -> str:
-    """Text as a page can hold it: control characters as their pictures, or as U+FFFD.
-
-    Those of C1, halves of surrogate pairs and what turns the direction of writing have no picture.
-    """
-    pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    ranges = (0x80, 0xA0), (0x202A, 0x202F), (0x2066, 0x206A), (0xD800, 0xE000)
-    unseen = {code: 0xFFFD for start, end in ranges for code in range(start, end)}
-    return text.replace("\r\n", "\n").translate(pictures | {0x7F: 0x2421} | unseen)
-
-
-def duration(seconds: float) -> str:
-    """Seconds to about three figures, from two minutes on as clocks say it."""
-    if seconds < 119.5:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 120:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def short(count: float) -> str:
-    """A count to three figures: 775,684 is 776 k."""
-    for unit, sign in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * unit:
-            return f"{count / unit:.3g}\N{NO-BREAK SPACE}{sign}"
-    return f"{count:,}"
-
-
-def megabytes(n_bytes: int) -> str:
-    """Decimal kilobytes or megabytes, as the limit is decimal."""
-    space = "\N{NO-BREAK SPACE}"
-    if n_bytes < 999_950:
-        return f"{n_bytes / 1e3:,.1f}{space}kB"
-    return f"{n_bytes / 1e6:,.2f}{space}MB"
