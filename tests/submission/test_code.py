@@ -423,4 +423,4 @@ else:
     assert found[TRAINING].evidence["functions_reached"] > 100
     trains = findings(script.replace('if "--eval" in sys.argv', "if True"), package)[TRAINING]
     assert trains.verdict in ("fail", UNCHECKED)
-    assert any("Trainer._accumulate" in place for place in trains.evidence["found"])
+    assert any("Gradients.add" in place for place in trains.evidence["found"])
