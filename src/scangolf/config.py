@@ -422,7 +422,7 @@ def tiny() -> RunConfig:
             n_layers=4,
             pattern="3 s6 : 1 attention",
             mlp_width=256,
-            attention=AttentionConfig(n_heads=4, n_kv_heads=2),
+            attention=AttentionConfig(n_heads=4, n_kv_heads=2, window=256),
             s6=S6Config(d_state=8, dt_rank=8),
         ),
         batch=BatchConfig(tokens=2048, seq_len=256, micro_tokens=2048),

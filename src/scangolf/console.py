@@ -58,7 +58,6 @@ def wide_console() -> Console:
 def print_verdicts(rows: Iterable[tuple[str, str, str]]) -> None:
     """A table of rules: the name of each, its verdict, and why."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     colours = {"pass": "green", "fail": "bold red"}
@@ -66,7 +65,7 @@ def print_verdicts(rows: Iterable[tuple[str, str, str]]) -> None:
     table.columns[0].no_wrap = True
     for rule, verdict, why in rows:
         table.add_row(rule, verdict, why, style=colours.get(verdict, "yellow"))
-    Console(highlight=False, markup=False).print(table)
+    wide_console().print(table)
 
 
 def print_sample(prompt: str, text: str) -> None:

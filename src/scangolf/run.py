@@ -82,6 +82,8 @@ def run(
             display.say(f"resumed after step {trainer.progress.step:,}")
         world.first(lambda: write_json(folder / "config.json", to_dict(config)))
         trainer.train()
+        done = trainer.progress
+        display.say(f"{done.step:,} steps, train_seconds {done.seconds:.3f}")
         display.say("scoring the whole validation split")
         val_score = trainer.evaluate(trainer.model)
         world.first(lambda: _record_score(folder, trainer.progress, val_score))

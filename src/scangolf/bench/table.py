@@ -5,21 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
+
+from scangolf.console import wide_console
 
 if TYPE_CHECKING:
     from scangolf.bench.floor import Floor
     from scangolf.bench.record import Report, Row, ShapeReport
     from scangolf.bench.timing import Times
 
-WIDTH = 120  # where there is no terminal
-
 
 def print_report(report: Report) -> None:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=WIDTH)
+    console = wide_console()
     for line in _head(report):
         console.print(line, soft_wrap=True)
     if report.crossing is not None:

@@ -25,6 +25,7 @@ from scangolf.bench.kernels import Kernel, groups, record
 from scangolf.bench.model_flop import training_flop
 from scangolf.bench.timing import Stopwatch
 from scangolf.config import PRESETS, BatchConfig, RunConfig
+from scangolf.console import wide_console
 from scangolf.data.shards import Dataset, open_dataset
 from scangolf.device import compute_dtype, describe, pick_device
 from scangolf.errors import UserError
@@ -89,7 +90,6 @@ def bench_train(
         for length in lengths or (PRESETS[name]().batch.seq_len,)
     ]
     datasets = {run.data: open_dataset(Path(run.data)) for run in runs}
-    console = Console(highlight=False, markup=False)
     with Console(stderr=True).status("measuring the device") as status:
         peak = Stopwatch(where, 0.2).product_rate(compute_dtype(where))
         cells = []
@@ -100,8 +100,7 @@ def bench_train(
         values = {"device": describe(where), "torch": torch.__version__, "product_flop": peak}
         print(json.dumps(values | {"cells": [dataclasses.asdict(c) for c in cells]}, indent=2))
         return
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, width=120)
+    console = wide_console()
     console.print(f"{describe(where)}, torch {torch.__version__}; medians of steps")
     console.print(
         "step, pass: tokens of each; "
