@@ -195,7 +195,7 @@ def test_an_artifact_in_calibrated_steps(
     assert summary["fits"] is True
     room = limit - summary["code_bytes"]  # the script of this very configuration
     assert room == pytest.approx(19_000, abs=1000)
-    assert 0.99 * room < summary["artifact_bytes"] <= room
+    assert 0.98 * room < summary["artifact_bytes"] <= room  # codes of so small a file are coarse
     assert summary["artifact_val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.05)
 
 
