@@ -1,4 +1,4 @@
-"""The operations of a model that passes its blocks several times."""
+"""The operations of a model, by hand, and of one that passes its blocks several times."""
 
 import dataclasses
 
@@ -15,3 +15,13 @@ def test_loops_multiply_the_blocks_and_not_the_logits() -> None:
     )
     logits = 3 * 2 * model.vocab_size * model.d_model
     assert thrice - logits == 3 * (once - logits)
+
+
+def test_the_baseline_by_hand() -> None:
+    """Nine blocks of 512: q and out 512 x 512, k and v 512 x 256, the MLP 512 x 1024 twice; logits
+    512 x 1024; a query of a sequence of 1024 sees 512.5 positions, eight heads of 64, two products.
+    """
+    block = 2 * 512 * 512 + 2 * 512 * 256 + 2 * 512 * 1024
+    seen = 2 * 512.5 * 8 * 64
+    wanted = 3 * 2 * (9 * (block + seen) + 512 * 1024)
+    assert training_flop(HybridLM(PRESETS["baseline"]().model, None), 1024) == wanted

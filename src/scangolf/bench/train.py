@@ -32,6 +32,7 @@ from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.score.evaluate import Score
 from scangolf.train.loop import Trainer
+from scangolf.train.progress import Silent
 
 NEVER = 1e9
 """Seconds between checkpoints."""
@@ -148,7 +149,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as name:
         folder, start = Path(name), time.perf_counter()
         try:
-            trainer = _Trainer(config, dataset, folder, _Silent(), _no_score)
+            trainer = _Trainer(config, dataset, folder, Silent(), _no_score)
             ready = time.perf_counter() - start
             kernels = _train(trainer, profile)
         except torch.OutOfMemoryError as error:
@@ -156,7 +157,8 @@ def _measure(
                 f"--micro-tokens {config.batch.micro_tokens}: {config.preset} at length "
                 f"{config.batch.seq_len} is too large for the memory of {device}; take fewer"
             ) from error
-        records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
     speed = statistics.median(record["tokens_per_second"] for record in records)
     flop = speed * training_flop(trainer.model, config.batch.seq_len)
     return Cell(
@@ -188,12 +190,6 @@ def _train(trainer: Trainer, profile: bool) -> list[Kernel]:
 class _Trainer(Trainer):
     def save(self) -> None:
         """Nothing: what a benchmark trains is not kept."""
-
-
-class _Silent:
-    def update(self, record: dict[str, Any], seconds_left: float) -> None: ...
-    def say(self, line: str) -> None: ...
-    def close(self) -> None: ...
 
 
 def _no_score(model: HybridLM) -> Score:

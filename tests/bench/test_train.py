@@ -1,0 +1,80 @@
+"""The benchmark of training steps on a CPU, and how kernels are grouped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scangolf.bench import train
+from scangolf.bench.kernels import Kernel, groups
+from scangolf.bench.model_flop import training_flop
+from scangolf.bench.timing import Stopwatch
+from scangolf.cli import main
+from scangolf.config import tiny
+from scangolf.data.shards import Dataset
+from scangolf.data.tokenizer import train_tokenizer
+from scangolf.model import HybridLM
+
+
+@pytest.fixture(autouse=True)
+def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random tokens, and a machine whose rate is no part of what is tested."""
+    tokenizer = train_tokenizer([f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrst"] * 9, 300)
+    tokens: Any = np.random.default_rng(0).integers(0, 300, 9_000).astype(np.uint16)
+    dataset = Dataset(Path(), tokenizer, (tokens,), (tokens,))
+    monkeypatch.setattr(train, "open_dataset", lambda folder: dataset)
+    monkeypatch.setattr(Stopwatch, "product_rate", lambda self, dtype: 1e12)
+
+
+def test_cells_are_what_the_steps_took(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--tokens", "256", "--micro-tokens", "128", "--seconds", "0.3", "--device", "cpu"]
+    main(["bench", "train", "tiny", "--lengths", "32", "64", *args, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert [cell["length"] for cell in report["cells"]] == [32, 64]
+    for cell in report["cells"]:
+        assert (cell["preset"], cell["batch_tokens"], cell["micro_tokens"]) == ("tiny", 256, 128)
+        assert cell["steps"] >= 1
+        assert cell["step_ms"] == pytest.approx(1e3 * 256 / cell["tokens_per_second"])
+        flop = cell["tokens_per_second"] * training_flop(HybridLM(tiny().model), cell["length"])
+        assert cell["utilisation"] == pytest.approx(flop / 1e12)
+        assert (cell["peak_gib"], cell["kernels"]) == (None, [])
+
+
+def test_the_table_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["bench", "train", "--tokens", "256", "--seconds", "0.1", "--device", "cpu"])
+    shown = capsys.readouterr().out
+    assert "tokens/s" in shown
+    assert "tiny" in shown
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    for args, message in (
+        (["--seconds", "0"], "--seconds 0.0: needs more than 0"),
+        (["--profile"], "--profile: lists the kernels of a GPU, and --device is cpu"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["bench", "train", "tiny", "--device", "cpu", *args])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_kernels_in_groups() -> None:
+    kernels = [
+        Kernel("nvjet_sm90_tst_256x128", 3.0, 8),
+        Kernel("triton_poi_fused_convolution_backward", 5.0, 1),  # what it was fused from
+        Kernel("cudnn_generated_fort_native_sdpa_flash_bprop", 2.0, 1),
+        Kernel("backward", 1.0, 1),
+        Kernel("void splitKreduce_kernel<32>", 0.5, 1),
+        Kernel("something else", 0.1, 1),
+    ]
+    found = {name: [kernel.ms for kernel in some] for name, some in groups(kernels).items()}
+    assert found == {
+        "compiled": [5.0],
+        "products": [3.0, 0.5],
+        "attention": [2.0],
+        "scans": [1.0],
+        "others": [0.1],
+    }
+    assert list(found) == ["compiled", "products", "attention", "scans", "others"]
