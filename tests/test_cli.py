@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scangolf.cli import main
-from scangolf.config import tiny
+from scangolf.recipes import tiny
 from scangolf.submission.forms import code_bytes
 
 STORY = [

@@ -6,7 +6,6 @@ import json
 import pytest
 
 from scangolf.config import (
-    PRESETS,
     AttentionConfig,
     BatchConfig,
     GDNConfig,
@@ -18,6 +17,7 @@ from scangolf.config import (
     to_dict,
 )
 from scangolf.errors import UserError
+from scangolf.recipes import PRESETS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import torch
 from scangolf.artifact.codec import save_artifact
 from scangolf.artifact.load import load
 from scangolf.config import (
-    PRESETS,
     AttentionConfig,
     GDNConfig,
     ModelConfig,
@@ -21,6 +20,7 @@ from scangolf.data.tokenizer import Tokenizer, train_tokenizer
 from scangolf.layers import MIXERS
 from scangolf.layers.norm import rms_norm
 from scangolf.model import HybridLM
+from scangolf.recipes import PRESETS
 from scangolf.train.optim import partition
 
 SMALL = ModelConfig(

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scangolf.artifact.load import load
-    from scangolf.config import PRESETS as presets  # noqa: N811
     from scangolf.model import HybridLM
     from scangolf.ops.gdn import gated_delta_rule
     from scangolf.ops.gdn_step import gated_delta_step
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from scangolf.ops.s6_step import selective_state_update
     from scangolf.ops.ssd import ssd_scan
     from scangolf.ops.ssd_step import ssd_state_update
+    from scangolf.recipes import PRESETS as presets  # noqa: N811
 
 __all__ = [
     "HybridLM",
@@ -46,7 +46,7 @@ _HOMES = {
     "gated_delta_rule": "scangolf.ops.gdn.gated_delta_rule",
     "gated_delta_step": "scangolf.ops.gdn_step.gated_delta_step",
     "load": "scangolf.artifact.load.load",
-    "presets": "scangolf.config.PRESETS",
+    "presets": "scangolf.recipes.PRESETS",
     "selective_scan": "scangolf.ops.s6.selective_scan",
     "selective_state_update": "scangolf.ops.s6_step.selective_state_update",
     "ssd_scan": "scangolf.ops.ssd.ssd_scan",

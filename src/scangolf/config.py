@@ -1,6 +1,6 @@
-"""What a run is: frozen dataclasses, and presets that each return a whole one.
+"""What a run is: frozen dataclasses; `recipes.py` has the presets.
 
-Nothing here imports torch, so that `scangolf --help` and `scangolf presets` stay instant.
+Nothing here imports torch, so that `scangolf --help` stays instant.
 The string under each field is its help text on the command line.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -325,124 +324,6 @@ def _check_ssd(model: ModelConfig) -> None:
 def _require(valid: bool, option: str, value: object, wanted: str) -> None:
     if not valid:
         raise UserError(f"--{option} {value}: needs {wanted}")
-
-
-# --- presets ------------------------------------------------------------------------------------
-
-
-def baseline() -> RunConfig:
-    """The challenge's naive baseline: nine attention blocks, its batch, schedule and artifact."""
-    return RunConfig(
-        preset="baseline",
-        seconds=600.0,
-        batch=BatchConfig(order="sequential"),
-        schedule=ScheduleConfig(kind="challenge"),
-        artifact=ArtifactConfig(scheme="int8-zlib"),
-    )
-
-
-def seed() -> RunConfig:
-    """The 3:1 hybrid as it was first published, defects included, to measure against.
-
-    Its convolution never trains, Muon orthogonalises A_log, delta starts near 0.69 for every
-    channel so that the state forgets within about one token, a full matrix produces delta
-    (over the byte limit once trained), and the warmdown counts steps. See layers/s6_seed.py.
-    """
-    return dataclasses.replace(
-        baseline(),
-        preset="seed",
-        model=ModelConfig(pattern="3 s6_seed : 1 attention"),
-        batch=BatchConfig(order="sequential", micro_tokens=65_536),
-    )
-
-
-def hybrid() -> RunConfig:
-    """Three selective-scan blocks to one of attention."""
-    return RunConfig(
-        preset="hybrid",
-        seconds=180.0,
-        model=ModelConfig(pattern="3 s6 : 1 attention"),
-        batch=BatchConfig(tokens=131_072, micro_tokens=65_536),
-    )
-
-
-def _hybrid_of(preset: str, pattern: str) -> RunConfig:
-    """`hybrid` with other layers."""
-    return dataclasses.replace(hybrid(), preset=preset, model=ModelConfig(pattern=pattern))
-
-
-def hybrid_1to1() -> RunConfig:
-    """Selective-scan and attention blocks in turn."""
-    return _hybrid_of("hybrid-1to1", "s6 : attention")
-
-
-def ssm() -> RunConfig:
-    """Selective-scan blocks only."""
-    return _hybrid_of("ssm", "s6")
-
-
-def hybrid_ssd() -> RunConfig:
-    """Three Mamba-2 blocks to one of attention."""
-    return _hybrid_of("hybrid-ssd", "3 ssd : 1 attention")
-
-
-def hybrid_gdn() -> RunConfig:
-    """Three Gated DeltaNet blocks to one of attention."""
-    return _hybrid_of("hybrid-gdn", "3 gdn : 1 attention")
-
-
-def hybrid_lti() -> RunConfig:
-    """Three scans that do not select to one of attention: the control of `hybrid`."""
-    return _hybrid_of("hybrid-lti", "3 lti : 1 attention")
-
-
-def parallel() -> RunConfig:
-    """Attention and Mamba-2 side by side in every block."""
-    return _hybrid_of("parallel", "parallel")
-
-
-def golf() -> RunConfig:
-    """Three Mamba-2 blocks to one of attention, for 8 GPUs and 600 s; not measured yet."""
-    return dataclasses.replace(
-        hybrid_ssd(),
-        preset="golf",
-        seconds=600.0,
-        batch=BatchConfig(tokens=524_288, micro_tokens=65_536),
-    )
-
-
-def tiny() -> RunConfig:
-    """A hybrid of four blocks that learns within two minutes on two CPU cores."""
-    return RunConfig(
-        preset="tiny",
-        seconds=110.0,
-        evals=4,
-        model=ModelConfig(
-            d_model=128,
-            n_layers=4,
-            pattern="3 s6 : 1 attention",
-            mlp_width=256,
-            attention=AttentionConfig(n_heads=4, n_kv_heads=2, window=256),
-            s6=S6Config(d_state=8, dt_rank=8),
-        ),
-        batch=BatchConfig(tokens=2048, seq_len=256, micro_tokens=2048),
-        optim=OptimConfig(matrix_lr=0.02, embedding_lr=0.02, vector_lr=0.02, dynamics_lr=0.02),
-    )
-
-
-PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "tiny": tiny,
-    "baseline": baseline,
-    "seed": seed,
-    "hybrid": hybrid,
-    "hybrid-1to1": hybrid_1to1,
-    "ssm": ssm,
-    "hybrid-ssd": hybrid_ssd,
-    "hybrid-gdn": hybrid_gdn,
-    "hybrid-lti": hybrid_lti,
-    "parallel": parallel,
-    "golf": golf,
-}
 
 
 # --- JSON ---------------------------------------------------------------------------------------

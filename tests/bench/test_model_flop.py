@@ -3,8 +3,8 @@
 import dataclasses
 
 from scangolf.bench.model_flop import training_flop
-from scangolf.config import PRESETS
 from scangolf.model import HybridLM
+from scangolf.recipes import PRESETS
 
 
 def test_loops_multiply_the_blocks_and_not_the_logits() -> None:

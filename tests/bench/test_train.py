@@ -12,10 +12,10 @@ from scangolf.bench.kernels import Kernel, groups
 from scangolf.bench.model_flop import training_flop
 from scangolf.bench.timing import Stopwatch
 from scangolf.cli import main
-from scangolf.config import tiny
 from scangolf.data.shards import Dataset
 from scangolf.data.tokenizer import train_tokenizer
 from scangolf.model import HybridLM
+from scangolf.recipes import tiny
 
 
 @pytest.fixture(autouse=True)

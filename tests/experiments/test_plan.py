@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from scangolf.config import PRESETS, AttentionConfig, GDNConfig, RunConfig, S6Config, SSDConfig
+from scangolf.config import AttentionConfig, GDNConfig, RunConfig, S6Config, SSDConfig
 from scangolf.data.shards import open_dataset
 from scangolf.errors import UserError
 from scangolf.experiments.plan import find_plan, read_plan, resolve
 from scangolf.experiments.settings import checked, with_settings
 from scangolf.experiments.trial import try_out
 from scangolf.model import HybridLM
+from scangolf.recipes import PRESETS
 
 
 def write(folder: Path, text: str) -> Path:

@@ -10,7 +10,8 @@ import pytest
 from report_cases import Page, make_run
 
 from scangolf.cli import main, train
-from scangolf.config import PRESETS, GDNConfig, RunConfig, to_dict
+from scangolf.config import GDNConfig, RunConfig, to_dict
+from scangolf.recipes import PRESETS
 from scangolf.report.command import command, differences
 from scangolf.report.page import write_report
 
@@ -46,7 +47,7 @@ def changed(config: RunConfig) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("preset", ["tiny", "baseline", "hybrid-ssd"])
+@pytest.mark.parametrize("preset", ["tiny", "baseline", "hybrid"])
 def test_it_makes_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:

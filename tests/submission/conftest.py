@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scangolf.config import ArtifactConfig, BatchConfig, RunConfig, SSDConfig, tiny
+from scangolf.config import ArtifactConfig, BatchConfig, RunConfig, SSDConfig
 from scangolf.data.build import build_dataset
 from scangolf.data.tokenizer import train_tokenizer
+from scangolf.recipes import tiny
 from scangolf.run import run
 from scangolf.submission.forms import code_bytes
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from scangolf.config import BatchConfig, RunConfig, tiny
+from scangolf.config import BatchConfig, RunConfig
 from scangolf.data.shards import Dataset
 from scangolf.data.tokenizer import train_tokenizer
+from scangolf.recipes import tiny
 from scangolf.score.evaluate import Score
 from scangolf.train.loop import Trainer
 from scangolf.train.world import ALONE, World

@@ -24,12 +24,13 @@ from rich.table import Table
 from scangolf.bench.kernels import Kernel, groups, record
 from scangolf.bench.model_flop import training_flop
 from scangolf.bench.timing import Stopwatch
-from scangolf.config import PRESETS, BatchConfig, RunConfig
+from scangolf.config import BatchConfig, RunConfig
 from scangolf.console import wide_console
 from scangolf.data.shards import Dataset, open_dataset
 from scangolf.device import compute_dtype, describe, pick_device
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
+from scangolf.recipes import PRESETS
 from scangolf.score.evaluate import Score
 from scangolf.train.loop import Trainer
 from scangolf.train.progress import Silent
@@ -37,7 +38,7 @@ from scangolf.train.progress import Silent
 NEVER = 1e9
 """Seconds between checkpoints."""
 PROFILED_STEPS = 4
-DEFAULTS = {"cuda": ("baseline", "hybrid", "hybrid-ssd", "ssm")}
+DEFAULTS = {"cuda": ("baseline", "attention", "hybrid", "hybrid-s6")}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from tyro.extras import SubcommandApp
 Verb = Callable[[], None]
 """What a parsed command line will do, run after parsing is over."""
 PresetName = Literal[
-    "tiny", "baseline", "seed", "hybrid", "hybrid-1to1", "ssm",
-    "hybrid-ssd", "hybrid-gdn", "hybrid-lti", "parallel", "golf",
+    "tiny", "baseline", "seed", "hybrid", "attention", "ssm", "hybrid-1to1",
+    "hybrid-s6", "hybrid-gdn", "hybrid-lti", "parallel", "golf",
 ]  # fmt: skip
 
 app = SubcommandApp()

@@ -8,9 +8,9 @@ from typing import Literal
 from tyro.conf import Positional
 
 from scangolf.cli.app import PresetName, Verb, app
-from scangolf.config import PRESETS
 from scangolf.console import print_sample, print_values
 from scangolf.errors import UserError
+from scangolf.recipes import PRESETS
 
 
 @app.command(name="eval")

@@ -73,7 +73,7 @@ def bench_train(
     """Speed of training: tokens a second, memory and utilisation, presets by lengths.
 
     Args:
-        presets: tiny on a CPU, else baseline, hybrid, hybrid-ssd and ssm, unless given.
+        presets: tiny on a CPU, else baseline, attention, hybrid and hybrid-s6, unless given.
         lengths: Tokens in a sequence; each preset's own unless given.
         data: Folder of the dataset; each preset's own unless given.
         tokens: Tokens of a step; each preset's own unless given.

@@ -10,8 +10,9 @@ from tyro.conf import Suppress, arg
 from tyro.extras import SubcommandApp
 
 from scangolf.cli.app import Verb, app
-from scangolf.config import PRESETS, RunConfig
+from scangolf.config import RunConfig
 from scangolf.console import print_sample, print_values
+from scangolf.recipes import PRESETS
 from scangolf.train.distributed import joined
 from scangolf.train.trackers import TrackerName, following
 

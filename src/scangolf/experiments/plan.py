@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scangolf.config import PRESETS, RunConfig
+from scangolf.config import RunConfig
 from scangolf.console import flat
 from scangolf.errors import UserError
 from scangolf.experiments.settings import checked, nearest, with_settings
+from scangolf.recipes import PRESETS
 
 SHIPPED = Path(__file__).with_name("plans")
 KEYS = ("preset", "seeds", "seconds", "steps", "settings", "variants", "axes")

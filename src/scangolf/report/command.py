@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scangolf.config import PRESETS, to_dict
+from scangolf.config import to_dict
+from scangolf.recipes import PRESETS
 from scangolf.report.words import leaves
 
 ALWAYS = ("seconds", "steps", "data", "seed")
