@@ -1,5 +1,8 @@
 """What every mixer promises: causal, continued by its state, decoded by steps, trained whole."""
 
+import inspect
+from typing import get_args
+
 import pytest
 import torch
 from mixer_cases import CONFIG, filled
@@ -8,6 +11,13 @@ from scangolf.config import LayerKind
 from scangolf.layers import MIXERS
 from scangolf.layers.mixer import Mixer
 from scangolf.train.optim import GROUPS
+
+
+def test_a_mixer_is_called_as_its_file_is() -> None:
+    """Names are in config.py, which must not load torch; a submission finds files by them."""
+    assert set(MIXERS) == set(get_args(LayerKind))
+    for kind in MIXERS:
+        assert inspect.getmodule(MIXERS[kind]).__name__ == f"scangolf.layers.{kind}"  # type: ignore[union-attr]
 
 
 @pytest.fixture(params=MIXERS)

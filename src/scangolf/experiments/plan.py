@@ -34,13 +34,13 @@ SHIPPED = Path(__file__).with_name("plans")
 KEYS = ("preset", "seeds", "seconds", "steps", "settings", "variants", "axes")
 AT_THE_TOP = {"preset": "preset", "seed": "seeds", "seconds": "seconds", "steps": "steps"}
 """Settings that all runs share or that make the seeds of a variant, and the plan's key for each."""
-READERS = {
-    "attention": {"attention", "parallel"},
-    "s6": {"s6", "s6_seed", "lti"},
-    "ssd": {"ssd", "parallel"},
-    "gdn": {"gdn"},
+ALSO_READ_BY = {
+    "attention": {"parallel"},
+    "s6": {"s6_seed", "lti"},
+    "ssd": {"parallel"},
 }
-"""Which kinds of layer read the settings of model.attention, model.s6 and so on."""
+"""Which layers read the settings of model.attention, model.s6 and so on, besides the one of that
+name."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,8 @@ def _refuse_what_has_no_effect(own: Mapping[str, Any], config: RunConfig) -> Non
     layers = set(config.model.layers)
     for name in own:
         room, _, rest = name.removeprefix("model.").partition(".")
-        if name.startswith("model.") and rest and not READERS.get(room, layers) & layers:
+        readers = {room} | ALSO_READ_BY.get(room, set())
+        if name.startswith("model.") and rest and not readers & layers:
             raise UserError(
                 f"{name}: has no effect, no layer of '{config.model.pattern}' reads it; leave it "
                 "out or change model.pattern"

@@ -1,4 +1,8 @@
-"""The mixers by the name a layer pattern uses. A new one is a file here and a line below."""
+"""The mixers by the name a layer pattern uses, which is also that of their file.
+
+A new one is a file here, its import and its line below, and its name in `config.LayerKind`, which
+is read where torch is not: docs/mixers.md makes one.
+"""
 
 from collections.abc import Callable
 

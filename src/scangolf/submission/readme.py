@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from importlib import import_module
 from typing import Any
 
 from scangolf.config import LayerKind, RunConfig
-
-MIXERS: dict[LayerKind, str] = {
-    "attention": "causal attention with rotary positions and grouped keys and values",
-    "s6": "the selective scan of Mamba",
-    "s6_seed": "a selective scan whose step size comes from a full matrix",
-    "lti": "a scan that does not select",
-    "ssd": "the scan of Mamba-2",
-    "gdn": "the gated delta rule of Gated DeltaNet",
-    "parallel": "attention and the scan of Mamba-2 side by side",
-}
 
 TEMPLATE = """\
 # {name}
@@ -77,7 +68,7 @@ def readme(config: RunConfig, values: dict[str, Any], libraries: Collection[str]
         tied=", its embedding tied to the output" if model.tie_embeddings else "",
         vocab=model.vocab_size,
         mlp=model.mlp_width,
-        mixers="\n".join(f"- {n} x `{kind}`: {MIXERS[kind]}" for kind, n in counts.items()),
+        mixers="\n".join(f"- {n} x `{kind}`: {_title(kind)}" for kind, n in counts.items()),
         batch=config.batch.tokens,
         length=config.batch.seq_len,
         scheme=config.artifact.scheme,
@@ -85,3 +76,8 @@ def readme(config: RunConfig, values: dict[str, Any], libraries: Collection[str]
         budget=f"{config.seconds:g} s" if config.steps is None else f"{config.steps:,} steps",
         libraries=", ".join(sorted(libraries)),
     )
+
+
+def _title(kind: LayerKind) -> str:
+    """What a layer is, as the first line of its file says it."""
+    return (import_module(f"scangolf.layers.{kind}").__doc__ or "").partition("\n")[0]

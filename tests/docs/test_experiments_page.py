@@ -1,18 +1,13 @@
 """The commands of docs/experiments.md, in order."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
+from pages import blocks, commands
 
 from scangolf.cli import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "experiments.md"
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+PAGE = "experiments.md"
 
 
 def test_the_tutorial(
@@ -21,12 +16,11 @@ def test_the_tutorial(
     """Its plan as it is, but with one seed and three steps."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    plan, axes = blocks("toml")
+    plan, axes = blocks(PAGE, "toml")
     short = plan.replace("[1, 2, 3]", "[1]").replace("steps = 40", "steps = 3")
     assert short.count("= 3") == 1
     Path("mine.toml").write_text(short)
-    for line in "".join(blocks("sh")).splitlines():
-        program, *arguments = shlex.split(line)
+    for program, *arguments in commands("".join(blocks(PAGE, "sh"))):
         assert program == "scangolf"
         main(arguments)
     shown = capsys.readouterr().out
