@@ -7,8 +7,8 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def blocks(page: str, language: str = "") -> list[str]:
-    """The page's code blocks in a language, in order; without one, those that name none."""
+def blocks(page: str, language: str) -> list[str]:
+    """The page's code blocks in a language, in order."""
     text = (DOCS / page).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
