@@ -94,8 +94,9 @@ class ModelConfig:
     logit_softcap: float = 30.0
     """Logits are capped smoothly to this magnitude."""
     attention: AttentionConfig = field(default_factory=AttentionConfig)
+    """Layers attention and parallel."""
     s6: S6Config = field(default_factory=S6Config)
-    """Layers s6 and lti."""
+    """Layers s6, s6_seed and lti."""
     ssd: SSDConfig = field(default_factory=SSDConfig)
     """Layers ssd (Mamba-2) and parallel, whose other half is attention."""
     gdn: GDNConfig = field(default_factory=GDNConfig)
@@ -171,7 +172,7 @@ class OptimConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     kind: Literal["share", "challenge"] = "share"
-    """By the share of the budget used, or as the challenge's baseline: see lr_factor."""
+    """By the share of the budget used, or by the steps left, as the challenge's baseline."""
     warmup: float = 0.02
     """share: part of the budget over which the learning rate rises."""
     warmdown: float = 0.6

@@ -41,7 +41,8 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
     table.add_column(style="bold")
     table.add_column()
     for key, value in flat(values):
-        table.add_row(key, _human(value))
+        is_name = key.rpartition(".")[2] == "seed"
+        table.add_row(key, str(value) if is_name else _human(value))
     Console(highlight=False, markup=False).print(table)
 
 
@@ -91,7 +92,7 @@ def _human(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 10_000 else f"{value:.6g}"
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.6g}"
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value)
     return str(value)

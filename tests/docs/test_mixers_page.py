@@ -183,13 +183,13 @@ def test_its_commands_on_a_package_that_has_it(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "scangolf" / "layers" / "ema.py").write_text(MIXER)
     apply(NAME, tmp_path)
-    for words in CHECKS:
-        assert words[0] == "pytest"
-        shown = run([*words, "-p", "no:cacheprovider"], ROOT, package)
-        passed = re.search(r"(\d+) passed", shown)
-        assert passed is not None
-        assert int(passed[1]) >= 4
-        assert "failed" not in shown
+    (words,) = CHECKS
+    assert words[0] == "pytest"
+    shown = run([*words, "-p", "no:cacheprovider"], ROOT, package)
+    passed = re.search(r"(\d+) passed", shown)
+    assert passed is not None
+    assert int(passed[1]) > 10
+    assert "failed" not in shown
 
     texts = [text for page in sorted(DOCS.glob("*.md")) for text in page.read_text().split("\n\n")]
     documents = [(text, "train" if i % 20 else "val") for i, text in enumerate(texts)]

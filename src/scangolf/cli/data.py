@@ -188,5 +188,6 @@ def _say_dataset(manifest: Manifest, folder: Path, json: bool) -> None:
         return
     for split, shards in manifest.splits.items():
         documents, tokens = (sum(s.documents for s in shards), sum(s.tokens for s in shards))
-        print(f"{split}: {documents:,} documents, {tokens:,} tokens in {len(shards)} shards")
+        of = "shard" if len(shards) == 1 else "shards"
+        print(f"{split}: {documents:,} documents, {tokens:,} tokens in {len(shards)} {of}")
     print(f"dataset: {folder} (vocabulary {manifest.vocab_size:,})")

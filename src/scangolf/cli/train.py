@@ -77,6 +77,7 @@ def _train(
     print(f"report: {write_report(out)}")
     sample = summary.pop("sample")
     print_values(summary, as_json=False)
+    print("a sample, whose beginning is the validation split's:")
     print_sample(sample["prompt"], sample["text"])
 
 

@@ -109,7 +109,8 @@ def open_dataset(folder: Path, splits: Sequence[Split] = SPLITS) -> Dataset:
     """
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: no such dataset; make one with `scangolf data local --out {folder}`"
+            f"{folder}: no such dataset; make one with `scangolf data local --out {folder}`, or "
+            "with `data text` of your own text, or `data fineweb` of the challenge's"
         )
     if (folder / MANIFEST).exists():
         tokenizer, shards = _open_listed(folder, read_manifest(folder), splits)
