@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import shutil
 import subprocess
@@ -106,6 +107,10 @@ def test_presets_show_their_parameters(capsys: pytest.CaptureFixture[str]) -> No
     assert rows["seed"]["parameters"] == "30,299,152"
     main(["presets", "tiny", "--json"])
     assert json.loads(capsys.readouterr().out)["preset"] == "tiny"
+    main(["presets", "tiny"])
+    shown = capsys.readouterr().out
+    assert re.search(r"^ +seed +1337 *$", shown, re.MULTILINE)  # as one would type it
+    assert re.search(r"^ +model.vocab_size +1,024 *$", shown, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

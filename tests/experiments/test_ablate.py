@@ -117,7 +117,20 @@ def test_a_dry_run_shows_all_and_trains_nothing(
     assert "model.vocab_size is 301, the tokenizer of" in capsys.readouterr().err
     no_data = Ablation(tmp_path, tmp_path / "nowhere", PLAN + SCAN)
     assert no_data("--dry-run") == 2
-    assert "\n  attention, scan: " + str(tmp_path / "nowhere") in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "\n  attention, scan: " + str(tmp_path / "nowhere") in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(("scheme", "told"), [("int8-brotli", 1), ("mixed-rans", 0)])
+def test_a_dry_run_tells_what_may_not_fit(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], scheme: str, told: int
+) -> None:
+    """Unless the artifact is made as coarse as the limit wants it."""
+    artifact = f"artifact.limit_bytes = 30_000\nartifact.scheme = '{scheme}'\n"
+    plan = PLAN.replace("[variants", artifact + "[variants") + SCAN
+    assert Ablation(tmp_path, dataset, plan)("--dry-run") == 0
+    assert capsys.readouterr().out.count("2 of these are above the limit") == told
 
 
 def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(
