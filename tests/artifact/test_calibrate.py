@@ -11,7 +11,7 @@ from scangolf.artifact.calibrate import (
     calibrate,
     calibration_batches,
 )
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
 
 
 def by_hooks(model, batches) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -22,7 +22,10 @@ def by_hooks(model, batches) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         def hook(module, args, out):
             x = args[0].detach().flatten(0, -2).double()
             H[name] = H.get(name, 0) + x.T @ x
-            out.register_hook(lambda grad: add(name, grad.flatten(0, -2).double().square().sum(0)))
+            gain_R = module.gain.detach() if isinstance(module, OutProjection) else 1.0
+            out.register_hook(
+                lambda grad: add(name, (gain_R * grad.flatten(0, -2)).double().square().sum(0))
+            )
 
         return hook
 

@@ -46,7 +46,7 @@ def test_attention_position_by_position() -> None:
                 [query @ turned(k[s, h // 3], s) / math.sqrt(4) for s in range(t + 1)]
             )
             outputs.append(scores.softmax(0) @ v[: t + 1, h // 3])
-        expected = torch.cat(outputs) @ mixer.out_proj.weight.T
+        expected = mixer.out_proj.gain * (torch.cat(outputs) @ mixer.out_proj.weight.T)
         torch.testing.assert_close(found[0, t], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -90,4 +90,5 @@ def test_s6_position_by_position() -> None:
         decay = (delta_LE[t, :, None] * A_EN).exp()
         h_EN = decay * h_EN + delta_LE[t, :, None] * B_LN[t] * u_LE[t, :, None]
         y_E = (h_EN @ C_LN[t] + mixer.D * u_LE[t]) * F.silu(z_LE[t])
-        torch.testing.assert_close(found[0, t], y_E @ mixer.out_proj.weight.T)
+        expected = mixer.out_proj.gain * (y_E @ mixer.out_proj.weight.T)
+        torch.testing.assert_close(found[0, t], expected)
