@@ -54,7 +54,7 @@ class SSD(Mixer):
         self.A_log = nn.Parameter(torch.empty(H))
         self.D = nn.Parameter(torch.empty(H))
         self.dt_bias = nn.Parameter(torch.empty(H))
-        self.out_proj = OutProjection(E, config.d_model)
+        self.out_proj: Linear = OutProjection(E, config.d_model)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_A_log(self.A_log, generator)
