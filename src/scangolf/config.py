@@ -7,6 +7,7 @@ The string under each field is its help text on the command line.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -158,6 +159,8 @@ class OptimConfig:
     """Muon: momentum at the first step, raised linearly to the full one."""
     momentum_steps: int = 500
     """Muon: steps until the momentum is full."""
+    weight_decay: float = 0.0
+    """Muon: a step takes this part of a matrix away, times the learning rate."""
     newton_schulz_steps: int = 5
     """Muon: iterations of the orthogonalisation."""
     beta1: float = 0.9
@@ -247,6 +250,7 @@ def check(config: RunConfig) -> None:
         batch.micro_tokens,
         f"at least the sequence length, {batch.seq_len}",
     )
+    _check_optim(config.optim)
     _require(0 <= schedule.warmup < 1, "schedule.warmup", schedule.warmup, "0 or more, below 1")
     _require(0 <= schedule.warmdown <= 1, "schedule.warmdown", schedule.warmdown, "0 to 1")
     _require(
@@ -255,6 +259,17 @@ def check(config: RunConfig) -> None:
         schedule.warmdown_steps,
         "at least 1 step",
     )
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    for name, value in dataclasses.asdict(optim).items():
+        option = f"optim.{name.replace('_', '-')}"
+        if name in ("momentum", "momentum_start", "beta1", "beta2"):
+            _require(0 <= value < 1, option, value, "0 or more, below 1")
+        elif name in ("newton_schulz_steps", "eps"):
+            _require(value > 0, option, value, "more than 0")
+        else:
+            _require(0 <= value < math.inf, option, value, "a number from 0")
 
 
 def check_model(model: ModelConfig) -> None:

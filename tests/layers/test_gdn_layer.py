@@ -34,7 +34,7 @@ def test_gdn_position_by_position() -> None:
             o_P = S_HPN[h] @ q_N
             y_HP[h] = o_P / o_P.square().mean().sqrt()
         y_E = y_HP.flatten() * F.silu(gate_LE[t])
-        expected = mixer.out_proj.gain * (mixer.out_proj.weight @ y_E)
+        expected = mixer.out_gain * (mixer.out_proj.weight @ y_E)
         torch.testing.assert_close(found[0, t], expected, atol=1e-6, rtol=1e-6)
 
 

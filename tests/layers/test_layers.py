@@ -46,7 +46,7 @@ def test_attention_position_by_position() -> None:
                 [query @ turned(k[s, h // 3], s) / math.sqrt(4) for s in range(t + 1)]
             )
             outputs.append(scores.softmax(0) @ v[: t + 1, h // 3])
-        expected = mixer.out_proj.gain * (torch.cat(outputs) @ mixer.out_proj.weight.T)
+        expected = mixer.out_gain * (torch.cat(outputs) @ mixer.out_proj.weight.T)
         torch.testing.assert_close(found[0, t], expected, atol=1e-5, rtol=1e-5)
 
 
