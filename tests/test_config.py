@@ -86,6 +86,11 @@ def test_a_config_file_is_read_strictly(change: dict[str, object], message: str)
         ({"model": ModelConfig(vocab_size=70_000)}, "--model.vocab-size"),
         ({"model": ModelConfig(loops=0)}, "--model.loops 0: needs at least 1"),
         ({"model": ModelConfig(n_layers=300, loops=4)}, "at most 1000 blocks passed"),
+        ({"model": ModelConfig(embed_std=-1.0)}, "--model.embed-std -1.0: needs 0 or more"),
+        (
+            {"model": ModelConfig(pattern="999 s6," * 140_000)},
+            "has 980,000 characters: needs 1,000 at most",
+        ),
         ({"optim": OptimConfig(matrix_lr=-0.1)}, "--optim.matrix-lr -0.1: needs a number from 0"),
         ({"optim": OptimConfig(beta2=1.0)}, "--optim.beta2 1.0: needs 0 or more, below 1"),
         ({"optim": OptimConfig(eps=0.0)}, "--optim.eps 0.0: needs more than 0"),

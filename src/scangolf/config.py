@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from scangolf.errors import UserError
 from scangolf.records import from_plain
 
+LONGEST_PATTERN = 1000
 LayerKind = Literal["attention", "s6", "s6_seed", "lti", "ssd", "gdn", "parallel"]
 
 
@@ -117,6 +118,11 @@ class ModelConfig:
 def expand_pattern(pattern: str) -> tuple[LayerKind, ...]:
     """ "3 s6 : 1 attention" -> ("s6", "s6", "s6", "attention"). Commas and colons both separate."""
     kinds: list[LayerKind] = []
+    if len(pattern) > LONGEST_PATTERN:  # from a file: no model is meant, and nothing is expanded
+        raise UserError(
+            f"model.pattern '{pattern[:40]}...' has {len(pattern):,} characters: "
+            f"needs {LONGEST_PATTERN:,} at most"
+        )
     for item in re.split(r"[:,]", pattern):
         match = re.fullmatch(r"\s*(?:(\d{1,3})\s+)?([a-z]\w*)\s*", item)
         if match is None or match[2] not in get_args(LayerKind) or match[1] == "0":
@@ -303,6 +309,7 @@ def check_model(model: ModelConfig) -> None:
         f"a divisor of the {heads.n_heads} query heads",
     )
     _require(heads.window > 0, "model.attention.window", heads.window, "at least 1")
+    _require(model.embed_std >= 0, "model.embed-std", model.embed_std, "0 or more")
     _require(model.mlp_width > 0, "model.mlp-width", model.mlp_width, "at least 1")
     _require(model.logit_softcap > 0, "model.logit-softcap", model.logit_softcap, "above 0")
     for name in ("d_state", "expand", "d_conv", "dt_rank"):

@@ -61,6 +61,15 @@ def test_convolution_is_conv1d_and_continues() -> None:
     torch.testing.assert_close(torch.cat([first, second], 1), expected)
 
 
+def test_convolution_in_16_bits_is_rounded_once() -> None:
+    conv = filled(CausalConv(6, 4, weight_group="dynamics", bias_group="dynamics")).float()
+    x_BLE = torch.randn(2, 11, 6).bfloat16()
+    exact = F.conv1d(F.pad(x_BLE.float().mT, (3, 0)), conv.weight, conv.bias, groups=6).mT
+    found, past = conv(x_BLE)
+    assert (found.dtype, past.dtype) == (torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize("taps", [1, 4])
 @pytest.mark.parametrize("length", [1, 3, 11])
 def test_convolution_of_a_sequence_is_that_of_its_positions(taps: int, length: int) -> None:

@@ -40,7 +40,7 @@ class Curvature:
     H_DD: Tensor
     """float64: mean of x x^T over its inputs."""
     g_R: Tensor
-    """float64: mean of the squared gradient of each output."""
+    """float64: the squared gradient of each output, mean over tokens, summed over `loops`."""
     dt_rows: range = range(0)
     """The outputs that set the memory of a scan: an error there adds up over time."""
 
@@ -115,6 +115,7 @@ def calibrate(model: HybridLM, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     in proportion to how often the token comes: that is a multiple of the identity in H.
     """
     H: dict[str, Tensor] = {}
+    n_inputs: dict[str, int] = {}
     g: dict[str, Tensor] = {}
     lookup = torch.zeros((), dtype=torch.float64)
     n_tokens = 0
@@ -137,6 +138,7 @@ def calibrate(model: HybridLM, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
                 if product.first_row == 0:
                     x = product.x.flatten(0, -2)
                     H[product.name] = H.get(product.name, x.new_zeros(D, D)).addmm(x.T, x)
+                    n_inputs[product.name] = n_inputs.get(product.name, 0) + len(x)
             for grad in grads[len(outs) :]:
                 lookup += (grad.square().sum() / grad.shape[-1]).cpu()
     finally:
@@ -144,7 +146,9 @@ def calibrate(model: HybridLM, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     dt_rows = {f"{n}.weight": m.dt_rows for n, m in model.named_modules() if isinstance(m, Linear)}
     found = {
         name: Curvature(
-            _exact(H[name]) / n_tokens, _exact(g[name]) / n_tokens, dt_rows.get(name, range(0))
+            _exact(H[name]) / n_inputs[name],
+            _exact(g[name]) / n_tokens,
+            dt_rows.get(name, range(0)),
         )
         for name in H
     }
