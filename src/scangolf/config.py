@@ -7,6 +7,7 @@ The string under each field is its help text on the command line.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 from scangolf.errors import UserError
 from scangolf.records import from_plain
 
+LONGEST_PATTERN = 1000
 LayerKind = Literal["attention", "s6", "s6_seed", "lti", "ssd", "gdn", "parallel"]
 
 
@@ -117,6 +119,11 @@ class ModelConfig:
 def expand_pattern(pattern: str) -> tuple[LayerKind, ...]:
     """ "3 s6 : 1 attention" -> ("s6", "s6", "s6", "attention"). Commas and colons both separate."""
     kinds: list[LayerKind] = []
+    if len(pattern) > LONGEST_PATTERN:  # from a file: no model is meant, and nothing is expanded
+        raise UserError(
+            f"model.pattern '{pattern[:40]}...' has {len(pattern):,} characters: "
+            f"needs {LONGEST_PATTERN:,} at most"
+        )
     for item in re.split(r"[:,]", pattern):
         match = re.fullmatch(r"\s*(?:(\d{1,3})\s+)?([a-z]\w*)\s*", item)
         if match is None or match[2] not in get_args(LayerKind) or match[1] == "0":
@@ -159,6 +166,8 @@ class OptimConfig:
     """Muon: momentum at the first step, raised linearly to the full one."""
     momentum_steps: int = 500
     """Muon: steps until the momentum is full."""
+    weight_decay: float = 0.0
+    """Muon: a step takes this part of a matrix away, times the learning rate."""
     newton_schulz_steps: int = 5
     """Muon: iterations of the orthogonalisation."""
     beta1: float = 0.9
@@ -248,6 +257,7 @@ def check(config: RunConfig) -> None:
         batch.micro_tokens,
         f"at least the sequence length, {batch.seq_len}",
     )
+    _check_optim(config.optim)
     _require(0 <= schedule.warmup < 1, "schedule.warmup", schedule.warmup, "0 or more, below 1")
     _require(0 <= schedule.warmdown <= 1, "schedule.warmdown", schedule.warmdown, "0 to 1")
     _require(
@@ -256,6 +266,17 @@ def check(config: RunConfig) -> None:
         schedule.warmdown_steps,
         "at least 1 step",
     )
+
+
+def _check_optim(optim: OptimConfig) -> None:
+    for name, value in dataclasses.asdict(optim).items():
+        option = f"optim.{name.replace('_', '-')}"
+        if name in ("momentum", "momentum_start", "beta1", "beta2"):
+            _require(0 <= value < 1, option, value, "0 or more, below 1")
+        elif name in ("newton_schulz_steps", "eps"):
+            _require(value > 0, option, value, "more than 0")
+        else:
+            _require(0 <= value < math.inf, option, value, "a number from 0")
 
 
 def check_model(model: ModelConfig) -> None:
@@ -289,6 +310,7 @@ def check_model(model: ModelConfig) -> None:
         f"a divisor of the {heads.n_heads} query heads",
     )
     _require(heads.window > 0, "model.attention.window", heads.window, "at least 1")
+    _require(model.embed_std >= 0, "model.embed-std", model.embed_std, "0 or more")
     _require(model.mlp_width > 0, "model.mlp-width", model.mlp_width, "at least 1")
     _require(model.logit_softcap > 0, "model.logit-softcap", model.logit_softcap, "above 0")
     for name in ("d_state", "expand", "d_conv", "dt_rank"):

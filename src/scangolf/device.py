@@ -29,9 +29,11 @@ def pick_device(name: str) -> torch.device:
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """bf16 where the device multiplies it natively, else float32."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return torch.float32
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
 
 
 def describe(device: torch.device) -> str:

@@ -30,19 +30,15 @@ from scangolf.layers.norm import rms_norm
 
 
 class Block(nn.Module):
-    groups = {"resid_mix": "vector", "mixer_scale": "vector", "mlp_scale": "vector"}
+    groups = {"resid_mix": "vector"}
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.mixer = MIXERS[config.layers[layer]](config)
         self.mlp = MLP(config)
         self.resid_mix = nn.Parameter(torch.empty(2, config.d_model))
-        self.mixer_scale = nn.Parameter(torch.empty(config.d_model))
-        self.mlp_scale = nn.Parameter(torch.empty(config.d_model))
 
     def init_weights(self, generator: torch.Generator) -> None:
-        nn.init.ones_(self.mixer_scale)
-        nn.init.ones_(self.mlp_scale)
         with torch.no_grad():
             self.resid_mix.copy_(torch.tensor([[1.0], [0.0]]).expand_as(self.resid_mix))
 
@@ -54,9 +50,8 @@ class Block(nn.Module):
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
         y, state = mixer(rms_norm(x), state)
-        x = x + self.mixer_scale.to(x.dtype) * y
-        x = x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x))
-        return x, state
+        x = x + y
+        return x + self.mlp(rms_norm(x)), state
 
 
 class Embedding(nn.Module):

@@ -98,8 +98,8 @@ def test_gates_and_where_skips_come_from(model: HybridLM) -> None:
     found = {(g["gate"], g["block"]): g for g in gates(model)}
     assert len(found) == 5 * 4 + 2
     weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    values = weights["blocks.3.mlp_scale"]
-    assert found["mlp_scale", 3]["quantiles"][2] == pytest.approx(np.median(values))
+    values = weights["blocks.3.mlp.down.gain"]
+    assert found["mlp_gain", 3]["quantiles"][2] == pytest.approx(np.median(values))
     embedding = weights["blocks.1.resid_mix"][1]
     assert found["resid_mix_x0", 1]["quantiles"] == pytest.approx(
         np.quantile(embedding, [0.05, 0.25, 0.5, 0.75, 0.95])

@@ -1,5 +1,7 @@
 """Second moments and gradients against torch's own hooks, and the loss that they predict."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from scangolf.artifact.calibrate import (
     calibrate,
     calibration_batches,
 )
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
+from scangolf.model import HybridLM
 
 
 def by_hooks(model, batches) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -22,7 +25,10 @@ def by_hooks(model, batches) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         def hook(module, args, out):
             x = args[0].detach().flatten(0, -2).double()
             H[name] = H.get(name, 0) + x.T @ x
-            out.register_hook(lambda grad: add(name, grad.flatten(0, -2).double().square().sum(0)))
+            gain_R = module.gain.detach() if isinstance(module, OutProjection) else 1.0
+            out.register_hook(
+                lambda grad: add(name, (gain_R * grad.flatten(0, -2)).double().square().sum(0))
+            )
 
         return hook
 
@@ -54,6 +60,22 @@ def test_every_linear_layer_has_its_moments(trained, monkeypatch):
         if name in H:
             torch.testing.assert_close(curvature.H_DD, H[name] / n, rtol=1e-3, atol=1e-5)
             torch.testing.assert_close(curvature.g_R, g[name] / n, rtol=1e-3, atol=1e-12)
+
+
+def test_the_passes_of_a_loop_are_means_of_inputs_and_sums_of_gradients(trained, monkeypatch):
+    """An error in a block that is passed twice costs what it does in both passes."""
+    monkeypatch.setattr(
+        Linear, "parts", lambda self, x, sizes: list(self(x).split(list(sizes), dim=-1))
+    )
+    model = HybridLM(dataclasses.replace(trained.model.config, loops=2), seed=None)
+    model.load_state_dict(trained.model.state_dict())
+    batches = trained.batches(0, 2)
+    found = calibrate(model, batches)
+    H, g = by_hooks(model, batches)
+    n = sum(y.numel() for _, y in batches)
+    for name in H:
+        torch.testing.assert_close(found[name].H_DD, H[name] / (2 * n), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(found[name].g_R, g[name] / n, rtol=1e-3, atol=1e-12)
 
 
 def test_a_tied_embedding_counts_as_head_and_as_table(trained):

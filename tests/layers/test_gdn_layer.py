@@ -34,7 +34,8 @@ def test_gdn_position_by_position() -> None:
             o_P = S_HPN[h] @ q_N
             y_HP[h] = o_P / o_P.square().mean().sqrt()
         y_E = y_HP.flatten() * F.silu(gate_LE[t])
-        torch.testing.assert_close(found[0, t], mixer.out_proj.weight @ y_E, atol=1e-6, rtol=1e-6)
+        expected = mixer.out_gain * (mixer.out_proj.weight @ y_E)
+        torch.testing.assert_close(found[0, t], expected, atol=1e-6, rtol=1e-6)
 
 
 def test_gdn_is_about_as_large_as_ssd() -> None:

@@ -46,7 +46,7 @@ def test_attention_position_by_position() -> None:
                 [query @ turned(k[s, h // 3], s) / math.sqrt(4) for s in range(t + 1)]
             )
             outputs.append(scores.softmax(0) @ v[: t + 1, h // 3])
-        expected = torch.cat(outputs) @ mixer.out_proj.weight.T
+        expected = mixer.out_gain * (torch.cat(outputs) @ mixer.out_proj.weight.T)
         torch.testing.assert_close(found[0, t], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -59,6 +59,15 @@ def test_convolution_is_conv1d_and_continues() -> None:
     first, past = conv(x_BLE[:, :2])
     second, _ = conv(x_BLE[:, 2:], past)
     torch.testing.assert_close(torch.cat([first, second], 1), expected)
+
+
+def test_convolution_in_16_bits_is_rounded_once() -> None:
+    conv = filled(CausalConv(6, 4, weight_group="dynamics", bias_group="dynamics")).float()
+    x_BLE = torch.randn(2, 11, 6).bfloat16()
+    exact = F.conv1d(F.pad(x_BLE.float().mT, (3, 0)), conv.weight, conv.bias, groups=6).mT
+    found, past = conv(x_BLE)
+    assert (found.dtype, past.dtype) == (torch.bfloat16, torch.bfloat16)
+    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("taps", [1, 4])
@@ -90,4 +99,5 @@ def test_s6_position_by_position() -> None:
         decay = (delta_LE[t, :, None] * A_EN).exp()
         h_EN = decay * h_EN + delta_LE[t, :, None] * B_LN[t] * u_LE[t, :, None]
         y_E = (h_EN @ C_LN[t] + mixer.D * u_LE[t]) * F.silu(z_LE[t])
-        torch.testing.assert_close(found[0, t], y_E @ mixer.out_proj.weight.T)
+        expected = mixer.out_proj.gain * (y_E @ mixer.out_proj.weight.T)
+        torch.testing.assert_close(found[0, t], expected)

@@ -22,7 +22,7 @@ def test_lti_is_a_convolution() -> None:
     )
     for t in range(9):
         y_E = sum((K_LE[t - s] * u_LE[s] for s in range(t + 1)), mixer.D * u_LE[t])
-        expected = (y_E * F.silu(z_LE[t])) @ mixer.out_proj.weight.T
+        expected = mixer.out_proj.gain * ((y_E * F.silu(z_LE[t])) @ mixer.out_proj.weight.T)
         torch.testing.assert_close(found[0, t], expected)
 
 

@@ -30,7 +30,8 @@ def test_ssd_position_by_position() -> None:
             y_HP[h] = h_HPN[h] @ C_N + mixer.D[h] * x_P
         y_E = y_HP.flatten() * F.silu(z_LE[t])
         y_E = y_E / y_E.square().mean().sqrt()
-        torch.testing.assert_close(found[0, t], mixer.out_proj.weight @ y_E, atol=1e-10, rtol=1e-10)
+        expected = mixer.out_gain * (mixer.out_proj.weight @ y_E)
+        torch.testing.assert_close(found[0, t], expected, atol=1e-10, rtol=1e-10)
 
 
 def test_dynamics_start_in_their_ranges() -> None:

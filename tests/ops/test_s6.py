@@ -173,6 +173,16 @@ def test_an_empty_sequence_keeps_the_state():
     torch.testing.assert_close(final, x["initial_state"])
 
 
+@pytest.mark.parametrize(("batch", "channels"), [(0, 6), (2, 0), (0, 0)])
+def test_no_sequences_or_no_channels(batch, channels):
+    x = make_inputs(batch=batch, channels=channels)
+    found = outputs_and_gradients(selective_scan, x)
+    assert found["y"].shape == (batch, x["u"].shape[1], channels)
+    # Nothing depends on B and C then.
+    assert not found["B"].any()
+    assert not found["C"].any()
+
+
 def test_two_backward_passes_are_equal_to_the_bit():
     x = make_inputs(length=100, channels=16, state=8, dtype=torch.float32)
     a, b = (outputs_and_gradients(selective_scan, x) for _ in range(2))
@@ -295,6 +305,11 @@ MISTAKES = [
     ({"A": torch.zeros(6, 3).double()}, r"A has dtype torch.float64, u has torch.float32"),
     ({"initial_state": torch.zeros(6, 3)}, r"initial_state has shape \(6, 3\): expected"),
     ({"seq_idx": torch.zeros(2, 5)}, r"seq_idx has dtype torch.float32: expected torch.int32"),
+    ({"A": torch.zeros(6, 0)}, "A has no states: expected one at least"),
+    (
+        {"seq_idx": torch.zeros(2, 5, dtype=torch.int32, device="meta")},
+        "seq_idx is on meta: expected cpu",
+    ),
     ({"seq_idx": torch.zeros(2, 4).int()}, r"seq_idx has shape \(2, 4\): expected \(2, 5\)"),
     ({"u": torch.zeros(2, 5, 6, device="meta")}, "delta is on cpu: expected meta, where u is"),
     ({"backend": "gpu"}, "backend is 'gpu': expected 'auto', 'cuda', 'triton' or 'reference'"),

@@ -59,7 +59,7 @@ def tensor(name: str, shape: list[int], n_bytes: int, error: float) -> dict[str,
     }  # fmt: skip
 
 
-BLOCK_GATES = ("resid_mix_x", "resid_mix_x0", "mixer_scale", "mlp_scale")
+BLOCK_GATES = ("resid_mix_x", "resid_mix_x0", "mixer_gain", "mlp_gain")
 ANALYSIS: dict[str, Any] = {
     "steps": 40, "peak_memory_bytes": 61_234_567_890, "tokenizer_bytes": 1000,
     "scans": [

@@ -148,7 +148,7 @@ def test_a_device_that_does_not_repeat_itself_gets_its_own_noise(
 def test_outputs_that_are_not_finite() -> None:
     model = small()
     with torch.no_grad():
-        model.blocks[0].mixer_scale.fill_(float("inf"))  # type: ignore[union-attr,operator]
+        model.blocks[0].mixer.out_proj.gain.fill_(float("inf"))  # type: ignore[union-attr,operator]
     assert check_causality(model, L, "plain").why == "outputs are not finite"
 
 

@@ -16,6 +16,7 @@ TENSORS = {"model.a": torch.arange(6.0).view(2, 3), "optim.step": torch.tensor(7
 
 def test_round_trip_to_the_bit_and_only_the_newest_is_kept(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, TENSORS, Progress(1, 10, 0.1, 3))
+    (tmp_path / "step-00000002.part").write_bytes(b"of a process that was killed")
     later = {"model.a": torch.randn(2, 3), "optim.step": torch.tensor(8)}
     progress = Progress(step=2, tokens=20, seconds=0.1 + 0.2, position=6)
     save_checkpoint(tmp_path, later, progress)

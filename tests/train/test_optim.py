@@ -23,9 +23,12 @@ def test_orthogonalise_is_the_quintic_applied_to_the_singular_values(
     torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
 
 
-def test_muon_follows_its_formula_for_every_matrix_of_a_batch() -> None:
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_muon_follows_its_formula_for_every_matrix_of_a_batch(weight_decay: float) -> None:
     """Two steps, matrices of two shapes in one optimiser, against a plain loop in float64."""
-    config = OptimConfig(momentum_start=0.5, momentum=0.9, momentum_steps=4)
+    config = OptimConfig(
+        momentum_start=0.5, momentum=0.9, momentum_steps=4, weight_decay=weight_decay
+    )
     generator = torch.Generator().manual_seed(1)
     shapes = [(6, 3), (3, 6), (6, 3)]
     start = [torch.randn(s, generator=generator) for s in shapes]
@@ -42,7 +45,9 @@ def test_muon_follows_its_formula_for_every_matrix_of_a_batch() -> None:
             gradient = grads[step][i].double()
             buffer = momentum * buffer + gradient
             update = orthogonalise((gradient + momentum * buffer)[None], 5)[0].double()
-            weight = weight - 0.1 * max(1.0, rows / columns) ** 0.5 * update
+            weight = (1 - 0.1 * weight_decay) * weight - 0.1 * max(
+                1.0, rows / columns
+            ) ** 0.5 * update
         found = parameters[str(i)].detach().double()
         torch.testing.assert_close(found, weight, atol=1e-4, rtol=1e-4)
 

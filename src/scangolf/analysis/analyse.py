@@ -99,8 +99,8 @@ def gates(model: HybridLM) -> Iterator[dict[str, Any]]:
         values = {
             "resid_mix_x": block.resid_mix[0],
             "resid_mix_x0": block.resid_mix[1],
-            "mixer_scale": block.mixer_scale,
-            "mlp_scale": block.mlp_scale,
+            "mixer_gain": block.mixer.out_gain,
+            "mlp_gain": block.mlp.down.gain,
         }
         for name, value_D in values.items():
             yield {"gate": name, "block": i, "quantiles": _quantiles(value_D)}

@@ -40,7 +40,7 @@ class Curvature:
     H_DD: Tensor
     """float64: mean of x x^T over its inputs."""
     g_R: Tensor
-    """float64: mean of the squared gradient of each output."""
+    """float64: the squared gradient of each output, mean over tokens, summed over `loops`."""
     dt_rows: range = range(0)
     """The outputs that set the memory of a scan: an error there adds up over time."""
 
@@ -51,6 +51,8 @@ class _Product:
 
     name: str
     first_row: int
+    gain_R: Tensor | None
+    """What the rows were multiplied by before."""
     x: Tensor
     out: Tensor
 
@@ -58,14 +60,16 @@ class _Product:
 class _Products(TorchFunctionMode):
     """Notes every F.linear on a parameter, or on rows of one, whichever layer calls it.
 
-    So a layer need not know about it, and a parameter that is used in another way has no
-    curvature. Lookups in the embedding are noted apart.
+    Or on a parameter times a gain for each row, by torch.mul. So a layer need not know about it,
+    and a parameter that is used in another way has no curvature. Lookups in the embedding are noted
+    apart.
     """
 
     def __init__(self, model: HybridLM) -> None:
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.products: list[_Product] = []
         self.lookups: list[Tensor] = []
+        self.scaled: dict[int, tuple[Tensor, str, Tensor]] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -74,10 +78,16 @@ class _Products(TorchFunctionMode):
         if func is F.linear:
             x, weight = args[:2]
             owner = weight if weight._base is None else weight._base
-            if id(owner) in self.names:
+            if id(weight) in self.scaled:
+                _, name, gain_R = self.scaled[id(weight)]
+                self.products.append(_Product(name, 0, gain_R, x.detach(), out))
+            elif id(owner) in self.names:
                 skipped = weight.storage_offset() - owner.storage_offset()
                 name, row = self.names[id(owner)], skipped // owner.shape[1]
-                self.products.append(_Product(name, row, x.detach(), out))
+                self.products.append(_Product(name, row, None, x.detach(), out))
+        elif func is torch.mul and id(args[0]) in self.names and args[1].shape[1:] == (1,):
+            # `out` is kept, so that no later tensor has its id.
+            self.scaled[id(out)] = (out, self.names[id(args[0])], args[1].detach()[:, 0])
         elif func is F.embedding:
             self.lookups.append(out)
         return out
@@ -105,6 +115,7 @@ def calibrate(model: HybridLM, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     in proportion to how often the token comes: that is a multiple of the identity in H.
     """
     H: dict[str, Tensor] = {}
+    n_inputs: dict[str, int] = {}
     g: dict[str, Tensor] = {}
     lookup = torch.zeros((), dtype=torch.float64)
     n_tokens = 0
@@ -120,11 +131,14 @@ def calibrate(model: HybridLM, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
             for product, grad in zip(noted.products, grads, strict=False):
                 R, D = shapes[product.name]
                 grad = grad.flatten(0, -2)
+                if product.gain_R is not None:
+                    grad = grad * product.gain_R
                 rows = slice(product.first_row, product.first_row + grad.shape[1])
                 g.setdefault(product.name, grad.new_zeros(R))[rows] += grad.square().sum(0)
                 if product.first_row == 0:
                     x = product.x.flatten(0, -2)
                     H[product.name] = H.get(product.name, x.new_zeros(D, D)).addmm(x.T, x)
+                    n_inputs[product.name] = n_inputs.get(product.name, 0) + len(x)
             for grad in grads[len(outs) :]:
                 lookup += (grad.square().sum() / grad.shape[-1]).cpu()
     finally:
@@ -132,7 +146,9 @@ def calibrate(model: HybridLM, batches: Iterable[tuple[Tensor, Tensor]]) -> dict
     dt_rows = {f"{n}.weight": m.dt_rows for n, m in model.named_modules() if isinstance(m, Linear)}
     found = {
         name: Curvature(
-            _exact(H[name]) / n_tokens, _exact(g[name]) / n_tokens, dt_rows.get(name, range(0))
+            _exact(H[name]) / n_inputs[name],
+            _exact(g[name]) / n_tokens,
+            dt_rows.get(name, range(0)),
         )
         for name in H
     }

@@ -39,8 +39,15 @@ def _check_tensors(path: Path, config: ModelConfig, state: Mapping[str, Tensor])
     """Compares names and shapes with the configuration's, before any memory is taken for it."""
     expected = {}
     if config.n_layers <= len(state):
-        with torch.device("meta"):
-            model = HybridLM(config, seed=None)
+        try:
+            with torch.device("meta"):
+                model = HybridLM(config, seed=None)
+        except (RuntimeError, TypeError, OverflowError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{path}: no model of its configuration can be built ({reason}); the file was not "
+                "written by this version of scangolf"
+            ) from error
         expected = {name: p.shape for name, p in model.named_parameters()}
     found = {name: tensor.shape for name, tensor in state.items()}
     wrong = sorted(n for n in expected | found if expected.get(n) != found.get(n))

@@ -77,7 +77,7 @@ def bench_train(
     profile: bool,
     as_json: bool,
 ) -> None:
-    """Measures and prints; the options are those of the verb, in cli.py."""
+    """Measures and prints; the options are those of the verb."""
     if seconds <= 0:
         raise UserError(f"--seconds {seconds}: needs more than 0")
     where = pick_device(device)

@@ -90,3 +90,34 @@ def bench_train(
         measure(presets, lengths, data, tokens, micro_tokens, seconds, device, profile, json)
 
     return verb
+
+
+@bench_app.command(name="decode")
+def bench_decode(
+    presets: Positional[tuple[PresetName, ...]] = (),
+    contexts: tuple[int, ...] = (),
+    batch: int = 1,
+    seconds: float = 1.0,
+    device: str = "auto",
+    json: bool = False,
+) -> Verb:
+    """Speed of generating text, and what is remembered for it, presets by tokens before.
+
+    Logits are compared with those of the whole sequence first; exit code 1 if they differ.
+
+    Args:
+        presets: tiny on a CPU, else attention, hybrid and ssm, unless given.
+        contexts: Tokens that came before; 128, 1024 and 8192 unless given.
+        batch: Sequences generated at the same time.
+        seconds: Of repetitions, for each figure.
+        device: auto, cpu, cuda or mps.
+        json: Print JSON.
+    """
+
+    def verb() -> None:
+        from scangolf.bench.decode import bench_decode as measure
+
+        if not measure(presets, contexts, batch, seconds, device, json):
+            sys.exit(1)
+
+    return verb

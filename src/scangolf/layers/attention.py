@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scangolf.config import ModelConfig
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
 from scangolf.layers.mixer import Mixer
 from scangolf.ops.rotary import norm_rotate
 
@@ -44,7 +44,7 @@ class Attention(Mixer):
         self.q_proj = Linear(config.d_model, config.d_model)
         self.k_proj = Linear(config.d_model, a.n_kv_heads * self.head_dim)
         self.v_proj = Linear(config.d_model, a.n_kv_heads * self.head_dim)
-        self.out_proj = Linear(config.d_model, config.d_model, zero=True)
+        self.out_proj: Linear = OutProjection(config.d_model, config.d_model)
         self.q_gain = nn.Parameter(torch.empty(a.n_heads))
         frequency = a.rope_base ** -(torch.arange(0, self.head_dim, 2) / self.head_dim)
         self.frequency: Tensor

@@ -44,11 +44,11 @@ class CausalConv(nn.Module):
             padded = F.pad(x_BLE, (0, 0, taps - 1, 0))
         else:
             padded = torch.cat([past_BKE, x_BLE], dim=1)
-        weight_EK = self.weight[:, 0].to(x_BLE.dtype)
-        y_BLE = self.bias.to(x_BLE.dtype) + padded[:, :L] * weight_EK[:, 0]
+        weight_EK = self.weight[:, 0]
+        y_BLE = self.bias + padded[:, :L] * weight_EK[:, 0]  # float32, and rounded once
         for k in range(1, taps):
-            y_BLE = torch.addcmul(y_BLE, padded[:, k : k + L], weight_EK[:, k])
-        return y_BLE, padded[:, L:]
+            y_BLE = torch.addcmul(y_BLE, padded[:, k : k + L].to(y_BLE.dtype), weight_EK[:, k])
+        return y_BLE.to(x_BLE.dtype), padded[:, L:]
 
     def silu(self, x_BLE: Tensor, past_BKE: Tensor | None = None) -> Tensor:
         """SiLU of the output."""

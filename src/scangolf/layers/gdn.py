@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scangolf.config import ModelConfig
 from scangolf.layers.conv import CausalConv
 from scangolf.layers.dynamics import init_A_log, init_dt_bias
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
 from scangolf.layers.mixer import Mixer
 from scangolf.layers.norm import rms_norm
 from scangolf.ops.gdn import gated_delta_rule
@@ -56,7 +56,7 @@ class GDN(Mixer):
         )
         self.A_log = nn.Parameter(torch.empty(g.n_heads))
         self.dt_bias = nn.Parameter(torch.empty(g.n_heads))
-        self.out_proj = Linear(values, config.d_model, zero=True)
+        self.out_proj = OutProjection(values, config.d_model)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_A_log(self.A_log, generator)

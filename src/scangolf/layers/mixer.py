@@ -33,3 +33,8 @@ class Mixer(nn.Module):
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype) -> State:
         """The state before the first position."""
         raise NotImplementedError
+
+    @property
+    def out_gain(self) -> Tensor:
+        """What scales the channels of the output, for reports."""
+        return self.out_proj.gain  # type: ignore[union-attr,return-value]

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scangolf.config import ModelConfig
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
 
 
 class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.up = Linear(config.d_model, config.mlp_width)
-        self.down = Linear(config.mlp_width, config.d_model, zero=True)
+        self.down = OutProjection(config.mlp_width, config.d_model)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return self.down(F.relu(self.up(x_BLD)).square())

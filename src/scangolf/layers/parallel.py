@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scangolf.config import ModelConfig
 from scangolf.layers.attention import Attention, AttentionState
+from scangolf.layers.linear import Linear
 from scangolf.layers.mixer import Mixer
 from scangolf.layers.norm import rms_norm
 from scangolf.layers.ssd import SSD, SSDState
@@ -38,7 +39,8 @@ class Parallel(Mixer):
         self.ssm_scale = nn.Parameter(torch.empty(config.d_model))
         # A block starts as the identity by its scales: behind a norm, output projections that
         # start at zero would write at full strength after one step.
-        self.attention.out_proj.zero = self.ssm.out_proj.zero = False
+        for half in (self.attention, self.ssm):
+            half.out_proj = Linear(half.out_proj.weight.shape[1], config.d_model)
 
     def init_weights(self, generator: torch.Generator) -> None:
         nn.init.zeros_(self.attention_scale)
@@ -62,6 +64,10 @@ class Parallel(Mixer):
         attended, attention = self.attention.step(x_BD, state.attention)
         scanned, ssm = self.ssm.step(x_BD, state.ssm)
         return self._mean(attended, scanned), ParallelState(attention, ssm)
+
+    @property
+    def out_gain(self) -> Tensor:
+        return torch.cat([self.attention_scale, self.ssm_scale])
 
     def _mean(self, attended: Tensor, scanned: Tensor) -> Tensor:
         a, s = self.attention_scale.to(attended.dtype), self.ssm_scale.to(scanned.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from scangolf.config import ModelConfig
 from scangolf.layers.conv import CausalConv
 from scangolf.layers.dynamics import init_dt_bias
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
 from scangolf.layers.mixer import Mixer
 from scangolf.ops.s6 import selective_scan
 from scangolf.ops.s6_step import selective_state_update
@@ -43,7 +43,7 @@ class ScanMixer(Mixer):
         )
         self.A_log = nn.Parameter(torch.empty(E, self.d_state))
         self.D = nn.Parameter(torch.empty(E))
-        self.out_proj = Linear(E, config.d_model, zero=True)
+        self.out_proj = OutProjection(E, config.d_model)
 
     def init_weights(self, generator: torch.Generator) -> None:
         with torch.no_grad():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scangolf.config import ModelConfig
 from scangolf.layers.conv import CausalConv
 from scangolf.layers.dynamics import init_A_log, init_dt_bias
-from scangolf.layers.linear import Linear
+from scangolf.layers.linear import Linear, OutProjection
 from scangolf.layers.mixer import Mixer
 from scangolf.ops.gated_norm import gated_rms_norm
 from scangolf.ops.ssd import ssd_scan
@@ -54,7 +54,7 @@ class SSD(Mixer):
         self.A_log = nn.Parameter(torch.empty(H))
         self.D = nn.Parameter(torch.empty(H))
         self.dt_bias = nn.Parameter(torch.empty(H))
-        self.out_proj = Linear(E, config.d_model, zero=True)
+        self.out_proj: Linear = OutProjection(E, config.d_model)
 
     def init_weights(self, generator: torch.Generator) -> None:
         init_A_log(self.A_log, generator)

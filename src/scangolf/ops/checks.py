@@ -17,6 +17,8 @@ def check_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx) -> N
     _rank("u", u, ("batch", "length", "channels"))
     _rank("A", A, ("channels", "state"))
     (batch, length, channels), n = u.shape, A.shape[1]
+    if n == 0:
+        raise ValueError("A has no states: expected one at least")
     weights = (batch, length, n)
     if B.dim() == 4:
         weights = (batch, length, _groups(B.shape[2], channels, "channels of u"), n)
@@ -154,6 +156,8 @@ def _documents(seq_idx: Tensor | None, x: Tensor) -> None:
         _shape("seq_idx", seq_idx, tuple(x.shape[:2]))
         if seq_idx.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"seq_idx has dtype {seq_idx.dtype}: expected torch.int32")
+        if seq_idx.device != x.device:
+            raise ValueError(f"seq_idx is on {seq_idx.device}: expected {x.device}")
 
 
 def _rank(name: str, tensor: Tensor, axes: tuple[str, ...]) -> None:

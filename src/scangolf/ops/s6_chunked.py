@@ -299,14 +299,16 @@ def _adjoints(g: Tensor, a: Tensor, x: _Scan, dy: Tensor, after: Tensor) -> None
 
 def _over_state(C: Tensor, h: Tensor) -> Tensor:
     """sum_n C h, as [B, F, T, D]."""
-    n, p = h.shape[-2:]
-    return torch.bmm(C.reshape(-1, 1, n), h.view(-1, n, p)).view(*h.shape[:3], -1)
+    *outer, groups, n, p = h.shape
+    rows = math.prod(outer) * groups
+    return torch.bmm(C.reshape(rows, 1, n), h.view(rows, n, p)).view(*outer, groups * p)
 
 
 def _over_channels(x: Tensor, h: Tensor) -> Tensor:
     """sum_p x h, as [B, F, T, G, N]. Row times matrix: matrix times column is ten times slower."""
-    n, p = h.shape[-2:]
-    return torch.bmm(x.reshape(-1, 1, p), h.view(-1, n, p).mT).view(h.shape[:-1])
+    *outer, n, p = h.shape
+    rows = math.prod(outer)
+    return torch.bmm(x.reshape(rows, 1, p), h.view(rows, n, p).mT).view(h.shape[:-1])
 
 
 # --- shapes and sizes ---------------------------------------------------------------------------
@@ -374,9 +376,10 @@ def _tile_slices(x: _Scan) -> list[tuple[int, slice]]:
 
 
 def _block_size(x: _Scan) -> int:
-    """Rows computed at once: as many as fit the scratch arrays."""
+    """Rows computed at once: as many as fit the scratch arrays; one where a dimension is empty."""
     room = SCRATCH_CPU if x.u.device.type == "cpu" else SCRATCH_GPU
-    return min(x.u.shape[0], max(1, room // (x.u.shape[1] * TILE * x.A_GNP.numel())))
+    most = room // max(1, x.u.shape[1] * TILE * x.A_GNP.numel())
+    return max(1, min(x.u.shape[0], most))
 
 
 def _blocks(x: _Scan) -> list[slice]:

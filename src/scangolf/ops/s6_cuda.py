@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scangolf.ops import nvrtc
+from scangolf.ops.documents import documents
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 WARPS = 4  # of a block; forward, as many again help them
@@ -198,7 +199,7 @@ class _Scan:
             "A": A.float().contiguous(),
             "bias": None if delta_bias is None else delta_bias.float().contiguous(),
             "skip": None if D is None else D.float().contiguous(),
-            "seq": None if seq_idx is None else seq_idx.to(torch.int32).contiguous(),
+            "seq": None if seq_idx is None else documents(seq_idx),
         }  # fmt: skip
         self.numbers = {
             "u_batch": u.stride(0), "u_row": u.stride(1),

@@ -126,7 +126,9 @@ def ssd_scan(
         x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state, seq_idx, backend
     )
     if z is not None:
-        y = (y * F.silu(z)).to(y.dtype)  # a compiler fuses it with what follows
+        exact = torch.promote_types(y.dtype, torch.float32)
+        # One rounding; a compiler fuses it with what follows.
+        y = (y.to(exact) * F.silu(z.to(exact))).to(y.dtype)
     return (y, final_state) if return_final_state else y
 
 

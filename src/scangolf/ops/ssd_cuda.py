@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scangolf.ops import nvrtc
+from scangolf.ops.documents import documents
 
 DTYPES = {torch.bfloat16: 1, torch.float16: 2}
 CHUNK, WARPS = 64, 4
@@ -157,17 +158,14 @@ class _Scan:
         x, B, C = (_dense(v.to(x.dtype)) for v in (x, B, C))
         dt = dt if dt.dtype == x.dtype else dt.float()
         dt = dt if dt.stride(-1) == 1 else dt.contiguous()
-        documents = None
-        if seq_idx is not None:
-            documents = torch.zeros_like(seq_idx, dtype=torch.int32)
-            documents[:, 1:] = (seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1)
         self.dtype = x.dtype
         self.known: dict[str, Tensor | int | None] = {
             "x": x, "x_batch": x.stride(0), "x_row": x.stride(1), "x_head": x.stride(2),
             "dt": dt, "dt_batch": dt.stride(0), "dt_row": dt.stride(1),
             "B": B, "B_batch": B.stride(0), "B_row": B.stride(1), "B_group": B.stride(2),
             "C": C, "C_batch": C.stride(0), "C_row": C.stride(1), "C_group": C.stride(2),
-            "A": A.float().contiguous(), "documents": documents,
+            "A": A.float().contiguous(),
+            "documents": None if seq_idx is None else documents(seq_idx),
             "skip": None if D is None else D.float().contiguous(),
             "bias": None if dt_bias is None else dt_bias.float().contiguous(),
             "length": length, "heads": heads, "per_group": heads // B.shape[2],

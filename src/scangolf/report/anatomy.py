@@ -24,8 +24,8 @@ HALF: Size = (430, 260)
 GATES = {
     "resid_mix_x": ("stream kept", "resid_mix[0]"),
     "resid_mix_x0": ("embedding mixed in", "resid_mix[1]"),
-    "mixer_scale": ("mixer's output", "mixer_scale"),
-    "mlp_scale": ("MLP's output", "mlp_scale"),
+    "mixer_gain": ("mixer's output", "out_proj.gain"),
+    "mlp_gain": ("MLP's output", "mlp.down.gain"),
     "skip_weights": ("skip added", "skip_weights"),
 }
 """What each gate scales, and its parameter."""

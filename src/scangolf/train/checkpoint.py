@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progr
             f"{path}: could not write the checkpoint ({error}); the one before it is untouched: "
             "free some space and continue with --resume"
         ) from error
-    for old in folder.glob("step-*.safetensors"):
+    for old in folder.glob("step-*"):  # and what a process that was killed left
         if old != path:
             old.unlink()
     return path

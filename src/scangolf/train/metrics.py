@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,4 +34,6 @@ def drop_later(path: Path, step: int) -> None:
     lines = path.read_text().splitlines() if path.exists() else []
     whole = [line for line in lines if line.endswith("}")]
     kept = [line for line in whole if json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept))
+    part = path.with_suffix(".part")
+    part.write_text("".join(line + "\n" for line in kept))
+    os.replace(part, path)

@@ -52,6 +52,8 @@ def update_dtype(device: torch.device) -> torch.dtype:
 class Muon:
     """Nesterov momentum, orthogonalised, scaled by sqrt(max(1, rows / columns)).
 
+    Weight decay is decoupled from it, as in AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101).
+
     Each process of `world` has the momentum of its own share of the matrices, and computes their
     updates for all.
     """
@@ -92,6 +94,8 @@ class Muon:
         meanwhile()
         for matrix, update_RC in zip(self.matrices, finish(), strict=True):
             rows, columns = matrix.shape
+            if c.weight_decay:
+                matrix.mul_(1 - lr * c.weight_decay)
             matrix.add_(update_RC, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
         self.step_count += 1
 

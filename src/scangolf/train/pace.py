@@ -55,6 +55,7 @@ class Pace:
     def start(self) -> None:
         """Starts the clock, once all processes are here."""
         self._saved_at = self.clock.elapsed
+        self._settled_at = time.perf_counter()  # the next step did not take the time of writing
         self._evals_done = int(self._share(self.settled) * (self.config.evals + 1))
         self.world.largest([0])
         self._settled_at = time.perf_counter()
@@ -69,6 +70,7 @@ class Pace:
     def saved(self) -> None:
         """A checkpoint was written."""
         self._saved_at = self.clock.elapsed
+        self._settled_at = time.perf_counter()  # the next step did not take the time of writing
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:

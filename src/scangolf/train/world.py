@@ -41,7 +41,10 @@ class World:
     def device(self, name: str) -> torch.device:
         """The device of that name that is this process's own; a UserError where there is none."""
         if self.size == 1:
-            return pick_device(name)
+            device = pick_device(name)
+            if device.index is not None and device.type == "cuda":
+                torch.cuda.set_device(device)  # events and pinned memory take the current one
+            return device
         if name not in ("auto", "cpu", "cuda"):
             raise UserError(
                 f"--device {name}: with several processes needs auto, cpu or cuda; each takes the "
@@ -54,7 +57,7 @@ class World:
                 f"--device {name}: process {self.local_rank} of this machine finds "
                 f"{torch.cuda.device_count()} GPUs; give torchrun as many with --nproc-per-node"
             )
-        torch.cuda.set_device(self.local_rank)  # kernels and pinned memory take the current one
+        torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
     def first(self, make: Callable[[], T]) -> T:
