@@ -72,7 +72,7 @@ def test_the_mixer_is_its_formulas(ema: ModuleType, length: int) -> None:
             h[i] = f * h[i] + (1 - f) * v
             gated.append(h[i] * z * sigmoid(z))
         y_D = mixer.out_proj.weight @ torch.tensor(gated, dtype=torch.float64)
-        torch.testing.assert_close(found_BLD[0, t], y_D)
+        torch.testing.assert_close(found_BLD[0, t], mixer.out_gain * y_D)
     torch.testing.assert_close(after_BD[0], torch.tensor(h, dtype=torch.float64))
 
 

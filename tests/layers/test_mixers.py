@@ -95,6 +95,18 @@ def test_every_parameter_names_its_optimiser_group(mixer: Mixer) -> None:
             assert group != "matrix" or parameter.ndim == 2
 
 
+def test_what_it_names_its_gain_scales_its_output(mixer: Mixer) -> None:
+    """The report shows it when a run has ended. At zero, nothing is written."""
+    parameters = list(mixer.parameters())
+    is_gain = torch.autograd.grad(mixer.out_gain.sum(), parameters, allow_unused=True)
+    assert mixer(sequence(5))[0].abs().min() > 0
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, is_gain, strict=True):
+            if gradient is not None:
+                parameter.zero_()
+    assert torch.equal(mixer(sequence(5))[0], torch.zeros_like(sequence(5)))
+
+
 @pytest.mark.parametrize("kind", MIXERS)
 def test_a_new_mixer_writes_nothing(kind: LayerKind) -> None:
     """A block starts as the identity."""
