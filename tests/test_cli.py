@@ -175,7 +175,8 @@ def test_from_text_to_a_scored_artifact(
     main(["quantize", str(run), "--bytes", "19000", "--device", "cpu", "--json"])
     smaller = json.loads(capsys.readouterr().out)
     assert smaller["artifact"] == str(run / "quantized.sg")
-    assert 18_800 < smaller["artifact_bytes"] <= 19_000 < summary["artifact_bytes"]
+    # Codes of so small a file are coarse.
+    assert 0.98 * 19_000 < smaller["artifact_bytes"] <= 19_000 < summary["artifact_bytes"]
     assert smaller["val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.06)
     assert smaller["val_tokens"] == summary["val_tokens"]
     main(["eval", str(run / "quantized.sg"), "--data", data, "--seq-len", "64", "--json"])
@@ -200,7 +201,7 @@ def test_an_artifact_in_calibrated_steps(
     assert summary["fits"] is True
     room = limit - summary["code_bytes"]  # the script of this very configuration
     assert room == pytest.approx(19_000, abs=1000)
-    assert 0.98 * room < summary["artifact_bytes"] <= room  # codes of so small a file are coarse
+    assert 0.98 * room < summary["artifact_bytes"] <= room
     assert summary["artifact_val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.05)
 
 
