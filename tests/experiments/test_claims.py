@@ -25,6 +25,12 @@ def write_claim(folder: Path, number: int = 1, **changes: object) -> Path:
     return path
 
 
+def age(claim: Path) -> None:
+    """Makes it two minutes old."""
+    before = time.time() - 120
+    os.utime(claim, (before, before))
+
+
 @pytest.fixture(scope="module")
 def gone() -> int:
     """The number of a process that has ended."""
@@ -84,7 +90,7 @@ def test_a_claim_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
     for number, text in enumerate(("", '{"host": "here", "pi'), start=1):
         claim = tmp_path / f"claim-{number}.json"
         claim.write_text(text)
-        os.utime(claim, (time.time() - 120,) * 2)
+        age(claim)
     assert holder(tmp_path) is None
     with claimed(tmp_path) as ours:
         assert ours
@@ -93,7 +99,7 @@ def test_a_claim_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
 
 def test_an_old_claim_of_another_version_is_respected(tmp_path: Path, gone: int) -> None:
     claim = write_claim(tmp_path, pid=gone, user="somebody")
-    os.utime(claim, (time.time() - 120,) * 2)
+    age(claim)
     with claimed(tmp_path) as ours:
         assert not ours
 
