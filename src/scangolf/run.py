@@ -19,7 +19,7 @@ from scangolf.artifact.load import load
 from scangolf.artifact.quantize import quantize
 from scangolf.artifact.save import save_model
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
-from scangolf.data.shards import Dataset, open_dataset
+from scangolf.data.shards import Dataset, file_sha256, open_dataset
 from scangolf.data.tokenizer import BOS
 from scangolf.device import describe, pick_device
 from scangolf.errors import UserError
@@ -305,6 +305,7 @@ def _finish(
             "val_bpb": score.bpb,
             "artifact_val_bpb": artifact_score.bpb,
             "artifact_bytes": budget.artifact_bytes,
+            "artifact_sha256": file_sha256(path),
             "code_bytes": budget.code_bytes,
             "total_bytes": budget.total_bytes,
             "limit_bytes": budget.limit_bytes,

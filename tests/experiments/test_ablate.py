@@ -16,6 +16,7 @@ from test_claims import write_claim
 
 from scangolf.cli import main
 from scangolf.config import to_dict
+from scangolf.errors import UserError
 from scangolf.experiments.plan import read_plan, resolve
 from scangolf.experiments.work import Job
 from scangolf.records import write_json
@@ -167,6 +168,23 @@ def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(
     assert ablation() == 0
     assert ablation.summary("wild", 1)["steps"] == 3
     assert [ablation.begun(v, 1) for v in ("attention", "wild", "scan")] == [1, 2, 2]
+
+
+def test_a_run_from_before_a_setting_existed_is_the_plans(tmp_path: Path, dataset: Path) -> None:
+    """It did what the setting's default does, and no other value of it."""
+    job = Ablation(tmp_path, dataset, PLAN).job("attention", 1)
+    job.folder.mkdir(parents=True)
+    older = to_dict(job.config)
+    del older["model"]["loops"]
+    write_json(job.folder / "config.json", older)
+    job.check_folder()
+    model = dataclasses.replace(job.config.model, loops=2)
+    looped = dataclasses.replace(job, config=dataclasses.replace(job.config, model=model))
+    with pytest.raises(UserError, match=r"with model\.loops = 1, the plan says 2"):
+        looped.check_folder()
+    write_json(job.folder / "config.json", older | {"novelty": 1})
+    with pytest.raises(UserError, match="of this version: novelty is not known"):
+        job.check_folder()
 
 
 def test_two_processes_share_a_plan(tmp_path: Path, dataset: Path) -> None:

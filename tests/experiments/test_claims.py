@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -22,6 +23,12 @@ def write_claim(folder: Path, number: int = 1, **changes: object) -> Path:
     path = folder / f"claim-{number}.json"
     path.write_text(json.dumps(claim | changes))
     return path
+
+
+def age(claim: Path) -> None:
+    """Makes it two minutes old."""
+    before = time.time() - 120
+    os.utime(claim, (before, before))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,37 @@ def test_a_claim_that_is_being_written_is_respected(tmp_path: Path) -> None:
     (tmp_path / "claim-1.json").touch()
     with claimed(tmp_path) as ours:
         assert not ours
+
+
+def test_a_claim_that_was_never_written_is_taken_over(tmp_path: Path) -> None:
+    """Its process was killed before it wrote a word, or in the middle."""
+    for number, text in enumerate(("", '{"host": "here", "pi'), start=1):
+        claim = tmp_path / f"claim-{number}.json"
+        claim.write_text(text)
+        age(claim)
+    assert holder(tmp_path) is None
+    with claimed(tmp_path) as ours:
+        assert ours
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_claim_of_another_version_is_respected(tmp_path: Path, gone: int) -> None:
+    claim = write_claim(tmp_path, pid=gone, user="somebody")
+    age(claim)
+    with claimed(tmp_path) as ours:
+        assert not ours
+
+
+def test_a_claim_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    """As on a full disk: the file can be made, and no byte written into it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"), claimed(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def contend(start: Barrier, folders: list[Path]) -> None:

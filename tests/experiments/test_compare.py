@@ -158,6 +158,18 @@ def test_one_seed_says_nothing_about_chance(
     assert "nothing can be said about chance" in capsys.readouterr().out
 
 
+def test_no_record_where_nothing_varies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, bpb in ((1, 1.0), (2, 1.1)):
+        write_run(tmp_path / "new" / f"seed-{seed}", seed, bpb, settings=WIDE)
+        write_run(tmp_path / "old" / f"seed-{seed}", seed, bpb + 0.25)
+    (pair,) = compare([tmp_path], against="old").pairs
+    assert (pair.test.p, pair.record_p, pair.record) == (None, None, None)
+    main(["compare", str(tmp_path), "--against", "old"])
+    shown = capsys.readouterr().out
+    assert "new and old differ by the same in every seed: no spread to test by" in shown
+    assert "yes" not in shown
+
+
 def views(comparison: Comparison) -> dict[str, tuple[float, str]]:
     return {view.unit: (view.at, view.source) for view in comparison.views}
 

@@ -85,11 +85,34 @@ def test_one_run_says_nothing_about_chance() -> None:
     assert (test.p, test.interval, test.p_ahead) == (None, None, None)
 
 
-def test_scores_without_any_spread() -> None:
-    same = compare_scores({1: 1.5, 2: 2.5}, {1: 1.5, 2: 2.5}, margin=0.1)
-    assert (same.p, same.p_ahead, same.interval) == (1.0, 1.0, (0.0, 0.0))
-    shifted = compare_scores({1: 1.5, 2: 2.5}, {1: 2.0, 2: 3.0}, margin=0.25)
-    assert (shifted.p, shifted.p_ahead, shifted.interval) == (0.0, 0.0, (-0.5, -0.5))
+@pytest.mark.parametrize(
+    ("a", "b", "margin"),
+    [
+        ({1: 1.5, 2: 2.5}, {1: 1.5, 2: 2.5}, 0.1),
+        ({1: 1.5, 2: 2.5}, {1: 2.0, 2: 3.0}, 0.25),
+        ({1: 1.5, 2: 2.5}, {1: 1.75, 2: 2.75}, 0.25),  # the lead is the margin, exactly
+        ({1: 1.0, 2: 1.1}, {1: 1.25, 2: 1.35}, 0.003),  # equal differences but for their rounding
+        ({1: 1.5, 2: 1.5}, {3: 2.0, 4: 2.0}, 0.1),  # not paired
+    ],
+)
+def test_without_any_spread_nothing_is_known_of_chance(
+    a: dict[int, float], b: dict[int, float], margin: float
+) -> None:
+    test = compare_scores(a, b, margin)
+    assert test.difference == pytest.approx(np.mean([*a.values()]) - np.mean([*b.values()]))
+    assert (test.p, test.p_ahead, test.interval) == (None, None, None)
+
+
+def test_welch_with_one_side_that_does_not_vary() -> None:
+    """One degree, t = -2 / 1: by the arc tangent."""
+    test = compare_scores({1: 1.0, 2: 1.0}, {3: 2.0, 4: 4.0})
+    assert test.p == pytest.approx(1 - 2 * math.atan(2) / math.pi)
+
+
+def test_a_spread_as_small_as_scores_can_have_is_tested() -> None:
+    """A few 1e-9 are no rounding: double precision keeps sixteen digits."""
+    tiny = {seed: 2.0 + (score - 1.1) * 1e-8 for seed, score in A.items()}
+    assert compare_scores(tiny, {1: 2.0, 2: 2.0, 3: 2.0}).p == pytest.approx(1.0)
 
 
 def test_holm_by_hand() -> None:

@@ -1,5 +1,6 @@
 """The folder of a submission: what is in it, and what is refused in one line."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from scangolf.artifact.codec import save_artifact
+from scangolf.artifact.load import load
 from scangolf.cli import main
 from scangolf.config import RunConfig
 from scangolf.errors import UserError
@@ -86,8 +89,23 @@ def test_an_artifact_that_is_not_the_runs(finished: Path, tmp_path: Path) -> Non
     refused(run, tmp_path, "artifact.sg: No such file")
     shutil.copyfile(finished / "artifact.sg", run / "artifact.sg")
     summary = json.loads((run / "summary.json").read_text())
+    del summary["artifact_sha256"]  # as older versions wrote it
     (run / "summary.json").write_text(json.dumps(summary | {"artifact_bytes": 5}))
-    refused(run, tmp_path, "is not the artifact of 5 bytes")
+    refused(run, tmp_path, "is not the artifact that this run wrote and scored")
+
+
+def test_an_artifact_of_equal_size_with_another_score(finished: Path, tmp_path: Path) -> None:
+    """As another seed's may be: whole, and made of the same shapes."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    summary = json.loads((run / "summary.json").read_text())
+    digest = hashlib.sha256((run / "artifact.sg").read_bytes()).hexdigest()
+    assert summary["artifact_sha256"] == digest
+    model, tokenizer = load(run / "artifact.sg")
+    other = {name: -p.detach() for name, p in model.named_parameters()}
+    groups = model.parameter_groups()
+    size = save_artifact(run / "artifact.sg", other, groups, model.config, tokenizer, "int8-brotli")
+    (run / "summary.json").write_text(json.dumps(summary | {"artifact_bytes": size}))
+    refused(run, tmp_path, "is not the artifact that this run wrote and scored")
 
 
 def refused(run: Path, folder: Path, message: str, packed: bool = True) -> str:

@@ -21,7 +21,7 @@ from scangolf.layers import MIXERS
 from scangolf.layers.conv import CausalConv
 from scangolf.model import HybridLM
 from scangolf.score.bpb import ByteTable, byte_table
-from scangolf.score.evaluate import Mode
+from scangolf.score.evaluate import Mode, Score
 from scangolf.submission.rules.byte_count import (
     Claim,
     check_byte_table,
@@ -310,9 +310,15 @@ def test_claims_of_bytes() -> None:
 # --- records ------------------------------------------------------------------------------------
 
 
-def record(seeds: object, baseline: float | None = 3.0, bytes_a_token: float = 2.5) -> Finding:
-    content = {"submission.json": json.dumps({"seeds": seeds}).encode()} if seeds else {}
-    return check_record(Submission(Path(), content), baseline, bytes_a_token, Limits())
+OURS = Score(nats=2990.5, tokens=1000, bytes=2500)
+"""The artifact's: 2.9905 nats a token."""
+
+
+def record(
+    seeds: object, baseline: float | None = 3.0, *, own: int = 1, ours: Score | None = OURS
+) -> Finding:
+    content = {"submission.json": json.dumps({"seeds": seeds, "seed": own}).encode()}
+    return check_record(Submission(Path(), content), baseline, ours, Limits())
 
 
 def runs(*losses: float) -> list[dict[str, float]]:
@@ -320,9 +326,11 @@ def runs(*losses: float) -> list[dict[str, float]]:
 
 
 def test_a_record_beats_the_last_by_the_margin() -> None:
+    """What the folder has no artifact for is not passed, but left to a person."""
     losses = (2.990, 2.9905, 2.991)
     found = record(runs(*losses))
-    assert found.verdict == "pass"
+    assert found.verdict == UNCHECKED
+    assert found.why.endswith("by claims: seed 1's was computed, the others cannot be")
     t = (2.9905 - 2.995) / (0.0005 / math.sqrt(3))
     assert found.evidence["p"] == pytest.approx(stats.t(2).cdf(t), rel=1e-6)
     assert found.evidence["p"] == pytest.approx(0.0020, rel=0.05)
@@ -338,14 +346,38 @@ def test_a_record_beats_the_last_by_the_margin() -> None:
     ],
 )
 def test_a_record_that_is_none(losses: tuple[float, ...]) -> None:
-    found = record(runs(*losses))
+    found = record(runs(*losses), own=7)
     assert found.verdict == "fail"
     assert found.evidence["p"] > 0.01
 
 
+@pytest.mark.parametrize("off", [1e-4, -1e-4])
+@pytest.mark.parametrize("in_bits", [False, True])
+def test_the_submissions_own_seed_must_have_the_artifacts_score(off: float, in_bits: bool) -> None:
+    """Within the tolerance of a score, 0.0001 bits a byte, which are 2.5 ln 2 as many nats."""
+
+    def claim(bpb_off: float) -> Finding:
+        bpb = OURS.bpb + bpb_off
+        own = {"val_bpb": bpb} if in_bits else {"val_loss": bpb * math.log(2) * 2.5}
+        return record([{"seed": 1, **own}, {"seed": 2, "val_loss": 2.99}], None)
+
+    assert claim(0.99 * off).verdict == UNCHECKED
+    found = claim(1.01 * off)
+    assert found.verdict == "fail"
+    assert found.why.startswith("seed 1, whose artifact this is, claims 2.99")
+    assert found.evidence["artifact"] == pytest.approx(2.9905)
+
+
+def test_claims_of_which_none_was_computed() -> None:
+    for found in (record(runs(0.10, 0.11), own=7), record(runs(0.10, 0.11), ours=None)):
+        assert found.verdict == UNCHECKED
+        assert "by claims: none was computed" in found.why
+    assert record(runs(0.10, 0.11), baseline=None).verdict == "fail"
+
+
 def test_bits_a_byte_are_converted_to_nats_a_token() -> None:
     bpb = [2.990 / math.log(2) / 2.5, 2.9901 / math.log(2) / 2.5]
-    found = record([{"seed": i, "val_bpb": value} for i, value in enumerate(bpb)])
+    found = record([{"seed": i, "val_bpb": value} for i, value in enumerate(bpb)], own=7)
     assert found.evidence["losses"] == pytest.approx([2.990, 2.9901])
 
 
@@ -359,9 +391,10 @@ def test_bits_a_byte_are_converted_to_nats_a_token() -> None:
         (runs(2.9, 2.9), 3.0, "no spread to test"),
         ([{"seed": 1}, {"seed": 2, "val_loss": 2.9}], 3.0, "1 of 2 seeds state no val_loss"),
         ([3, {"seed": 2, "val_loss": 2.9}], 3.0, "1 of 2 seeds state no val_loss"),
+        ([{"seed": 1, "val_loss": 10**400}, *runs(2.9)], 3.0, "1 of 2 seeds state no val_loss"),
     ],
 )
 def test_records_that_cannot_be_tested(seeds: object, baseline: float | None, why: str) -> None:
-    found = record(seeds, baseline)
+    found = record(seeds, baseline, own=7)
     assert found.verdict == UNCHECKED
     assert why in found.why

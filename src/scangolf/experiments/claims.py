@@ -20,6 +20,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+WRITING_SECONDS = 60.0
+"""A claim that is no JSON for longer never will be: its process ended before it had written it."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -70,24 +73,39 @@ def _make(path: Path) -> Path | None:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     claim = Claim(socket.gethostname(), os.getpid(), _born(os.getpid()), now)
     try:
-        with path.open("x") as file:
-            file.write(json.dumps(asdict(claim)))
+        file = path.open("x")
     except FileExistsError:
         return None
+    try:
+        with file:
+            file.write(json.dumps(asdict(claim)))
+    except BaseException:  # a full disk shows when the file is closed
+        path.unlink(missing_ok=True)
+        raise
     return path
 
 
 def _read(path: Path) -> Claim | None:
+    unknown = Claim("an unknown host", 0, None, "now")
     try:
         return Claim(**json.loads(path.read_text()))
     except FileNotFoundError:  # given back since we looked
         return None
-    except (ValueError, TypeError):  # made, but not written yet
-        return Claim("an unknown host", 0, None, "now")
+    except TypeError:  # whole, by another version
+        return unknown
+    except ValueError:  # made, but not written yet
+        return unknown if time.time() - _made(path) < WRITING_SECONDS else None
 
 
 def _files(folder: Path) -> list[Path]:
     return list(folder.glob("claim-*.json"))
+
+
+def _made(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _number(path: Path) -> int:

@@ -68,7 +68,8 @@ class Pair:
     record_p: float | None
     """Corrected p of the challenge's rule: `a` is ahead by more than RECORD_NATS."""
     record: bool | None
-    """Whether the rule is met, the byte limit included; None where it was not asked for."""
+    """Whether the rule is met, the byte limit included; None where it was not asked for, or there
+    is no p to tell by."""
 
 
 @dataclass(frozen=True)

@@ -112,8 +112,16 @@ def _notes(comparison: Comparison) -> list[str]:
         for row in comparison.rows
         if len(row.scores) == 1
     ]
-    if not tested:
+    seeds = {row.name: len(row.scores) for row in comparison.rows}
+    if max(seeds.values()) == 1:
         return ["one seed a configuration: nothing can be said about chance; train more seeds"]
+    notes += [
+        f"{pair.a} and {pair.b} differ by the same in every seed: no spread to test by"
+        for pair in _shown(comparison)
+        if pair.test.p is None and min(seeds[pair.a], seeds[pair.b]) > 1
+    ]
+    if not tested:
+        return notes
     count = f"{len(tested)} comparison{'s' * (len(tested) > 1)}"
     if comparison.against is None:
         notes.append(
@@ -148,7 +156,7 @@ def _interval(interval: Interval | None) -> str:
 
 def _how(pair: Pair) -> str:
     if pair.test.p is None:
-        return "one seed"
+        return "none"
     return f"{pair.test.pairs} pairs" if pair.test.pairs >= 2 else "Welch"
 
 

@@ -17,6 +17,8 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12
+"""A spread of so small a part of the numbers themselves is what arithmetic adds to equal ones."""
 Interval = tuple[float, float]
 
 
@@ -27,7 +29,8 @@ class Test:
     difference: float
     interval: Interval | None
     p: float | None
-    """Two-sided. Neither this nor the interval is known where a side has one run only."""
+    """Two-sided. Neither this nor the interval is known where a side has one run only, nor where
+    nothing varies: without a spread there is nothing to measure a difference by."""
     pairs: int
     """Seeds of both: from two on the test is Student's on their differences, else Welch's."""
     p_ahead: float | None
@@ -59,16 +62,15 @@ def compare_scores(a: Mapping[int, float], b: Mapping[int, float], margin: float
     x = np.array([a[seed] for seed in (common if paired else a)])
     y = np.array([b[seed] for seed in (common if paired else b)])
     difference = float(np.mean(x) - np.mean(y))
-    if min(len(x), len(y)) < 2:
+    varying = [x - y] if paired else [x, y]
+    rounding = ROUNDING * max(np.abs(x).max(), np.abs(y).max())
+    if min(len(x), len(y)) < 2 or max(map(np.ptp, varying)) <= rounding:
         return Test(difference, None, None, len(common), None)
     test: Any = stats.ttest_rel if paired else partial(stats.ttest_ind, equal_var=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # of equal numbers
+        warnings.filterwarnings("ignore", "Precision loss", RuntimeWarning)  # one side may be equal
         either = test(x, y)
         ahead = test(x + margin, y, alternative="less")
-    if math.isnan(either.pvalue):  # no spread at all: whatever difference there is, is no chance
-        exact, p, p_ahead = (difference, difference), difference == 0, difference + margin >= 0
-        return Test(difference, exact, float(p), len(common), float(p_ahead))
     low, high = map(float, either.confidence_interval(CONFIDENCE))
     return Test(difference, (low, high), float(either.pvalue), len(common), float(ahead.pvalue))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scangolf.config import RunConfig, to_dict
+from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.console import flat
 from scangolf.errors import Stopped, UserError
 from scangolf.experiments.claims import claimed, holder
@@ -56,20 +56,23 @@ class Job:
         return self.error_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
 
     def check_folder(self) -> None:
-        """Raises UserError where the folder holds a run of another configuration."""
+        """Raises UserError where the folder holds a run of another configuration.
+
+        A setting that its config.json lacks is newer than the run, which did as the default does.
+        """
         path = self.folder / "config.json"
         if not path.exists():
             return
         try:
-            saved = dict(flat(json.loads(path.read_text())))
+            values = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}); delete {self.folder}") from error
-        asked = dict(flat(to_dict(self.config)))
-        for name in sorted(saved.keys() | asked.keys()):
-            if saved.get(name) != asked.get(name):
+        saved = dict(flat(to_dict(run_config_from_dict(values, str(path)))))
+        for name, asked in flat(to_dict(self.config)):
+            if saved[name] != asked:
                 raise UserError(
-                    f"{self.folder}: holds a run with {name} = {saved.get(name)}, the plan says "
-                    f"{asked.get(name)}; choose another --out, or delete that folder"
+                    f"{self.folder}: holds a run with {name} = {saved[name]}, the plan says "
+                    f"{asked}; choose another --out, or delete that folder"
                 )
 
 

@@ -93,8 +93,8 @@ def audit(
     say("reading the code")
     code = submission.content.get("train_gpt.py", b"")
     findings += check_code(read_script(code, read_sources))
-    bytes_a_token = None if scored is None else scored.score.bytes / scored.score.tokens
-    findings.append(check_record(submission, baseline_nats, bytes_a_token, limits))
+    ours = None if scored is None else scored.score
+    findings.append(check_record(submission, baseline_nats, ours, limits))
     return findings
 
 

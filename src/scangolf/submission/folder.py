@@ -14,6 +14,7 @@ from scangolf.artifact.budget import Budget, measure
 from scangolf.artifact.codec import read_artifact
 from scangolf.config import RunConfig, run_config_from_dict
 from scangolf.data.build import require_new
+from scangolf.data.shards import file_sha256
 from scangolf.errors import UserError
 from scangolf.report.folder import read_run
 from scangolf.submission.bundle import bundle
@@ -63,10 +64,14 @@ def _check_size(run: Path, config: RunConfig, budget: Budget, packed: bool) -> N
 def _check_artifact(path: Path, config: RunConfig, summary: dict[str, Any]) -> None:
     """That it is whole, and the one whose score the summary tells."""
     artifact = read_artifact(path)
-    size, scored = path.stat().st_size, summary["artifact_bytes"]
-    if size != scored or artifact.model_config != config.model:
+    scored = summary.get("artifact_sha256")
+    if scored is None:  # an older summary: its size is all that it tells of the file
+        same = path.stat().st_size == summary["artifact_bytes"]
+    else:
+        same = file_sha256(path) == scored
+    if not same or artifact.model_config != config.model:
         raise UserError(
-            f"{path}: {size:,} bytes, is not the artifact of {scored:,} bytes that this run wrote; "
+            f"{path}: is not the artifact that this run wrote and scored; "
             "put that one back or train again"
         )
 

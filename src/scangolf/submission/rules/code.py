@@ -27,6 +27,14 @@ SCORED = re.compile(r"(^|_)(loss|losses|nlls?|nats|bits|total|score)(_|$)", re.I
 
 def check_code(sources: Sources) -> list[Finding]:
     """Both rules, or why they cannot be checked."""
+    try:
+        return _check(sources)
+    except RecursionError:
+        why = "the code is nested too deeply to be followed"
+        return [unchecked(rule, why) for rule in (TRAINING, CACHE)]
+
+
+def _check(sources: Sources) -> list[Finding]:
     if SCRIPT not in sources.modules:
         return [unchecked(rule, sources.hidden or "no script") for rule in (TRAINING, CACHE)]
     program = Program(sources.modules, SCRIPT)

@@ -33,6 +33,7 @@ from scangolf.submission.rules.finding import (
 from scangolf.submission.rules.sandbox import ScriptRun
 from scangolf.submission.rules.score import TOLERANCE, check_score
 from scangolf.submission.rules.split import ValSplit
+from scangolf.submission.rules.untrusted import finite
 
 NETWORK, TRAINING_DATA = "no network in evaluation", "no training data in evaluation"
 TIME, SCORE, UNSEEN = "evaluation time", "the script's score", "the script on other tokens"
@@ -164,10 +165,9 @@ def claim_of(run: ScriptRun) -> Claim | None:
     """The score that a run printed."""
     if run.result is None:
         return None
-    n_bytes = run.result.get("val_bytes")
-    bpb = float(run.result["val_bpb"])
-    counted = n_bytes if isinstance(n_bytes, int) and n_bytes > 0 else None
-    return Claim("train_gpt.py", bpb if math.isfinite(bpb) else math.inf, counted)
+    n_bytes, bpb = run.result.get("val_bytes"), finite(run.result["val_bpb"])
+    counted = n_bytes if isinstance(n_bytes, int) and (finite(n_bytes) or 0) > 0 else None
+    return Claim("train_gpt.py", math.inf if bpb is None else bpb, counted)
 
 
 def scored_targets(run: ScriptRun) -> int | None:

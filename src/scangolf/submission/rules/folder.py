@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +17,7 @@ from scangolf.model import HybridLM
 from scangolf.score.evaluate import Mode
 from scangolf.submission.rules.byte_count import Claim
 from scangolf.submission.rules.finding import Finding, failed, passed
+from scangolf.submission.rules.untrusted import finite, parsed
 
 FILES = ("README.md", "submission.json", "train.log", "train_gpt.py", "artifact.sg")
 CLAIMS: dict[str, tuple[type, ...]] = {
@@ -102,10 +101,7 @@ class Submission:
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        try:
-            values = json.loads(self.content.get("submission.json", b""))
-        except ValueError:
-            return {}
+        values = parsed(self.content.get("submission.json", b""))
         if not isinstance(values, dict):
             return {}
         return {key: value for key, value in values.items() if value is not None}
@@ -118,8 +114,9 @@ class Submission:
             if isinstance(value, bool) or not isinstance(value, types):
                 wrong[key] = f"{key} is {value!r:.40}, wanted {types[-1].__name__}"
         for key, value in self._values.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                wrong[key] = f"{key} is {value}, wanted a finite number"
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and finite(value) is None:
+                wrong[key] = f"{key} is {value!r:.40}, wanted a finite number"
         for key in ("seq_len", "stride"):
             if key not in wrong and self._values.get(key, 1) < 1:
                 wrong[key] = f"{key} is {self._values[key]}, wanted at least 1"

@@ -1,15 +1,15 @@
 """Runs a submitted script where there is no network and no training data, and times it.
 
-On Linux the process gets a network namespace of its own where the kernel permits it. Everywhere a
-hook in Python notes and refuses connections and training shards (guard.py). This keeps an honest
-script honest and finds a careless one; it is no jail for a hostile one, which runs with the rights
-of whoever audits it.
+On Linux the process gets a network namespace of its own where the kernel permits it, in which only
+the loopback is up. Everywhere a hook in Python notes and refuses connections and training shards
+(guard.py). This keeps an honest script honest and finds a careless one; it is no jail for a hostile
+one, which runs with the rights of whoever audits it. What it leaves behind may be anything: what is
+not as it should be is read as nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -24,7 +24,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-NAMESPACE = ("unshare", "-rn")
+from scangolf.submission.rules.untrusted import parsed, text_of
+
+LOOPBACK = Path(__file__).with_name("loopback.py")
+NAMESPACE = ("unshare", "-rn", sys.executable, "-I", "-S", str(LOOPBACK))
 GUARD = Path(__file__).with_name("guard.py")
 TRAINING_SHARD = re.compile(r"[^\s'\"]*_train_[^\s'\"]*\.bin")
 SOURCE_SECONDS = 60.0
@@ -73,14 +76,12 @@ def evaluate_script(
 def read_sources(script: bytes) -> dict[str, str]:
     """The Python sources that a script writes with `--source DIR`, by relative path."""
     with tempfile.TemporaryDirectory(prefix="scangolf-audit-") as name:
-        place = Path(name)
-        (place / "source").mkdir()
+        place, folder = Path(name), Path(name, "source")
+        folder.mkdir()
         _run(place, script, ("--source", "source"), SOURCE_SECONDS)
-        files = sorted((place / "source").rglob("*.py"))
-        return {
-            str(path.relative_to(place / "source")): path.read_text(encoding="utf-8")
-            for path in files
-        }
+        files = [] if folder.is_symlink() else sorted(folder.rglob("*.py"))
+        texts = {str(path.relative_to(folder)): text_of(path) for path in files}
+        return {_printable(path): text for path, text in texts.items() if text is not None}
 
 
 @cache
@@ -118,13 +119,13 @@ def _run(place: Path, script: bytes, arguments: tuple[str, ...], limit: float) -
             seconds = time.perf_counter() - start
             _end(process)
     events = _events(watch / "events.jsonl")
-    last_words = _last_line((place / "stderr").read_text(errors="replace"))
+    last_words = _last_line(text_of(place / "stderr") or "")
     # A script may ask for a file's size and give up without opening it: its last words tell.
     missed = tuple(TRAINING_SHARD.findall(last_words)[:1]) if exit_code else ()
     return ScriptRun(
         exit_code=exit_code,
         seconds=seconds,
-        result=_result((place / "stdout").read_text(errors="replace")),
+        result=_result(text_of(place / "stdout") or ""),
         network=_of(events, "network"),
         training_data=_of(events, "training data") or missed,
         packages=_of(events, "package"),
@@ -140,21 +141,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _events(log: Path) -> list[list[str]]:
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return [json.loads(line) for line in lines]
+def _events(log: Path) -> list[tuple[str, str]]:
+    """What the hook noted; a line that was cut off, or is none of its own, is left out."""
+    found = map(parsed, (text_of(log) or "").splitlines())
+    pairs = [event for event in found if isinstance(event, list) and len(event) == 2]
+    return [(str(kind), _printable(str(what))) for kind, what in pairs]
 
 
-def _of(events: list[list[str]], kind: str) -> tuple[str, ...]:
+def _of(events: list[tuple[str, str]], kind: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(what for found, what in events if found == kind))
+
+
+def _printable(name: str) -> str:
+    """A file's name without the bytes that are no text."""
+    return name.encode(errors="replace").decode()
 
 
 def _result(output: str) -> dict[str, Any] | None:
     for line in reversed(output.splitlines()):
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
+        values = parsed(line)
         if isinstance(values, dict) and isinstance(values.get("val_bpb"), int | float):
             return values
     return None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from scangolf.submission.rules.packed import unpacked
+from scangolf.submission.rules.untrusted import parsed
 
 SCRIPT = "train_gpt"
 REGISTERS = {"exec", "ModuleType", "module_from_spec", "meta_path", "InspectLoader", "SourceLoader"}
 """Names by which a script makes modules out of strings."""
+NO_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)
+"""What the parser raises; the last two where a text is nested too deeply."""
 OPAQUE_CHARACTERS = 1000
 """A constant of so many characters, or bytes, without a line end, hides something."""
 
@@ -25,27 +31,52 @@ def read_script(script: bytes, unpack: Callable[[bytes], dict[str, str]]) -> Sou
     """Parses a script and what it carries.
 
     One that knows the option `--source` is asked to write the modules it has packed: `unpack`
-    runs it so. Any other is only read.
+    runs it so. Any other is only read. What it writes is believed as far as it is what its packed
+    constants hold.
     """
     try:
         tree = ast.parse(script)
-    except (SyntaxError, ValueError) as error:
+    except NO_PYTHON as error:
         return Sources({}, f"train_gpt.py is not Python text ({error})")
     modules = {SCRIPT: tree}
-    constants = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     if _names(tree) & REGISTERS:
         modules |= {_dotted(name): module for name, module in _embedded(tree)}
-    hidden = None
-    if any(_is_opaque(value) for value in constants):
-        hidden = "train_gpt.py holds packed constants and does not write its sources (--source DIR)"
-    if "--source" in constants:
-        for path, text in unpack(script).items():
-            try:
-                modules[_dotted(path)] = ast.parse(text)
-            except (SyntaxError, ValueError):
-                return Sources(modules, f"{path} of --source is not Python text")
-            hidden = None
-    return Sources(modules, hidden)
+    sources = unpack(script) if "--source" in _constants(tree) else {}
+    written = {_dotted(path): text for path, text in sources.items()}
+    for name, text in written.items():
+        module = _parse(text)
+        if module is None:
+            return Sources(modules, f"{name} of --source is not Python text")
+        modules[name] = module
+    packed = [v for module in modules.values() for v in _constants(module) if _is_opaque(v)]
+    if all(_is_accounted_for(value, written) for value in packed):
+        return Sources(modules, None)
+    what = "more than the sources it writes" if written else "and does not write its sources"
+    return Sources(modules, f"train_gpt.py holds packed constants, {what} (--source DIR)")
+
+
+def _is_accounted_for(constant: str | bytes, written: Mapping[str, str]) -> bool:
+    """Whether a packed constant is a text that was written, or a JSON object of such and of data.
+
+    `written` goes by dotted names; so must the object, or by paths.
+    """
+    for text in unpacked(constant):
+        files = parsed(text)
+        if text in written.values() or (
+            isinstance(files, dict)
+            and all(
+                part == written.get(_dotted(name)) or _is_data(part) for name, part in files.items()
+            )
+        ):
+            return True
+    return False
+
+
+def _is_data(part: object) -> bool:
+    """Whether it is a text that is no Python and packs none: JSON, kernels in another language."""
+    if not isinstance(part, str) or any(map(_is_opaque, part.split('"'))):
+        return False
+    return parsed(part) is not None or _parse(part) is None
 
 
 def _embedded(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
@@ -68,12 +99,17 @@ def _embedded(tree: ast.Module) -> Iterator[tuple[str, ast.Module]]:
 def _as_module(value: ast.expr | None) -> ast.Module | None:
     if not isinstance(value, ast.Constant) or not isinstance(value.value, str | bytes):
         return None
-    try:
-        module = ast.parse(value.value)
-    except (SyntaxError, ValueError):
-        return None
+    module = _parse(value.value)
     kinds = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-    return module if any(isinstance(node, kinds) for node in module.body) else None
+    found = module is not None and any(isinstance(node, kinds) for node in module.body)
+    return module if found else None
+
+
+def _parse(text: str | bytes) -> ast.Module | None:
+    try:
+        return ast.parse(text)
+    except NO_PYTHON:
+        return None
 
 
 def _name_of(beside: ast.expr | None) -> str:
@@ -91,6 +127,10 @@ def _dotted(name: str) -> str:
 def _names(tree: ast.Module) -> set[str]:
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     return names | {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+
+
+def _constants(tree: ast.Module) -> list[Any]:
+    return [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
 
 
 def _is_opaque(value: object) -> bool:
