@@ -149,7 +149,8 @@ def test_a_missing_file(bundle: Bundle, name: str) -> None:
         ('{"seed": true}', "seed is True, wanted int"),
         ('{"val_bpb": "low"}', "val_bpb is 'low', wanted float"),
         ('{"val_bpb": NaN}', "val_bpb is nan, wanted a finite number"),
-        ('{"seq_len": 0}', "seq_len is 0, wanted at least 1"),
+        ('{"seq_len": 0}', "seq_len is 0, wanted 1 to 1,048,576"),
+        ('{"seq_len": 1000000000000}', "seq_len is 1000000000000, wanted 1 to 1,048,576"),
         ('{"seq_len": 8, "stride": 9}', "stride is 9, wanted at most seq_len"),
         ('{"mode": "oracle"}', "mode is 'oracle', wanted one of plain, sliding, stateful"),
     ],
@@ -465,11 +466,11 @@ def test_the_hook_alone_keeps_the_network_away(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scangolf.submission.rules.sandbox.has_namespaces", lambda: False)
-    bundle.cheat("import urllib.request; urllib.request.urlopen('http://example.com', timeout=5)")
+    bundle.cheat("import urllib.request; urllib.request.urlopen('http://localhost.example.com', timeout=5)")
     finding = only_failure(bundle)
     assert finding.rule == "no network in evaluation"
     assert finding.evidence == {
-        "attempts": ("socket.getaddrinfo example.com",),
+        "attempts": ("socket.getaddrinfo localhost.example.com",),
         "isolation": "Python hook",
     }
 

@@ -20,6 +20,8 @@ from scangolf.submission.rules.finding import Finding, failed, passed
 from scangolf.submission.rules.untrusted import finite, parsed
 
 FILES = ("README.md", "submission.json", "train.log", "train_gpt.py", "artifact.sg")
+LONGEST_SEQUENCE = 2**20
+"""Tokens of a sequence that a submission may ask for: memory is taken for it."""
 CLAIMS: dict[str, tuple[type, ...]] = {
     "val_bpb": (int, float),
     "bytes_total": (int,),
@@ -118,8 +120,8 @@ class Submission:
             if is_number and finite(value) is None:
                 wrong[key] = f"{key} is {value!r:.40}, wanted a finite number"
         for key in ("seq_len", "stride"):
-            if key not in wrong and self._values.get(key, 1) < 1:
-                wrong[key] = f"{key} is {self._values[key]}, wanted at least 1"
+            if key not in wrong and not 1 <= self._values.get(key, 1) <= LONGEST_SEQUENCE:
+                wrong[key] = f"{key} is {self._values[key]}, wanted 1 to {LONGEST_SEQUENCE:,}"
         if not wrong and self._values.get("stride", 1) > self._values.get("seq_len", 1024):
             wrong["stride"] = f"stride is {self._values['stride']}, wanted at most seq_len"
         mode = self._values.get("mode", "plain")

@@ -6,6 +6,7 @@ attempt, which it also refuses, and at the end the installed packages that were 
 """
 
 import atexit
+import ipaddress
 import json
 import os
 import sys
@@ -14,8 +15,8 @@ import sysconfig
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _CONNECTS = ("socket.connect", "socket.sendto", "socket.sendmsg")
 _LOOKS_UP = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr")
-_LOOPBACK = ("127.", "::1", "localhost")
-_OWN_NAME = os.uname().nodename  # processes of one machine look it up, as torchrun does
+# Processes of one machine look up its own name, as torchrun does.
+_THIS_MACHINE = ("localhost", os.uname().nodename)
 
 
 def _note(kind: str, what: str) -> None:
@@ -36,9 +37,16 @@ def _refuse(event: str, args: tuple) -> None:
 
 
 def _refuse_host(event: str, host: object) -> None:
-    if host and host != _OWN_NAME and not str(host).startswith(_LOOPBACK):
+    if host and str(host) not in _THIS_MACHINE and not _is_loopback(str(host)):
         _note("network", f"{event} {host}")
         raise OSError(f"{host}: an evaluation must not use the network")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _note_packages() -> None:
