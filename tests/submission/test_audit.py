@@ -466,7 +466,9 @@ def test_the_hook_alone_keeps_the_network_away(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scangolf.submission.rules.sandbox.has_namespaces", lambda: False)
-    bundle.cheat("import urllib.request; urllib.request.urlopen('http://localhost.example.com', timeout=5)")
+    bundle.cheat(
+        "import urllib.request; urllib.request.urlopen('http://localhost.example.com', timeout=5)"
+    )
     finding = only_failure(bundle)
     assert finding.rule == "no network in evaluation"
     assert finding.evidence == {
