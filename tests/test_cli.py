@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scangolf.cli import main
-from scangolf.recipes import tiny
+from scangolf.recipes import PRESETS, tiny
 from scangolf.submission.forms import code_bytes
 
 STORY = [
@@ -62,7 +62,7 @@ def test_help_is_instant(args: str) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tarin"], "choose from data, train, eval, quantize, generate, report, presets"),
+        (["tarin"], "choose from data, train, presets, eval, quantize, generate, report"),
         (["train", "tinny"], "choose from tiny, baseline, seed"),
         (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
         (["train", "tiny", "--batch.token", "3"], "did you mean --batch.tokens?"),
@@ -99,11 +99,26 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_presets_show_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     main(["presets", "--json"])
     rows = json.loads(capsys.readouterr().out)
-    assert rows["baseline"]["parameters"] == "17,059,912"
-    assert rows["seed"]["parameters"] == "30,299,152"
+    assert rows.keys() == PRESETS.keys()
+    assert rows["baseline"]["parameters"] == 17_059_912
+    assert rows["seed"]["parameters"] == 30_299_152
+    assert rows["tiny"]["fits"] is True
+    assert rows["seed"]["fits"] is None
+    for name, bits, fits in (("hybrid", 5.51, True), ("parallel", 3.99, False)):
+        room = 16_000_000 - rows[name]["code_bytes_at_most"]
+        assert rows[name]["bits_per_weight"] == 8 * room / rows[name]["parameters"]
+        assert rows[name]["bits_per_weight"] == pytest.approx(bits, abs=0.005)
+        assert rows[name]["fits"] is fits
+
+    main(["presets"])
+    lines = capsys.readouterr().out.splitlines()
+    (hybrid,) = (line.split() for line in lines if line.strip().startswith("hybrid "))
+    row = "hybrid 9: 3 ssd : 1 attention 23,121,632 mixed-rans 5.51 bits a weight yes"
+    assert hybrid == row.split()
+
     main(["presets", "tiny", "--json"])
     assert json.loads(capsys.readouterr().out)["preset"] == "tiny"
 

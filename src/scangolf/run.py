@@ -16,7 +16,6 @@ import numpy as np
 
 from scangolf.artifact.budget import Budget, measure
 from scangolf.artifact.load import load
-from scangolf.artifact.quantize import quantize
 from scangolf.artifact.save import save_model
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.data.shards import Dataset, open_dataset
@@ -202,25 +201,6 @@ def quantize_run(
         "bits_per_weight": mixed.bits_per_weight,
         "predicted_loss": mixed.predicted_loss,
     }
-
-
-def describe_preset(config: RunConfig) -> dict[str, str]:
-    """A preset in a few words: its layers, parameters and bytes before compression."""
-    model = HybridLM(config.model)
-    kinds = " ".join(config.model.layers)
-    return {
-        "layers": kinds,
-        "parameters": f"{model.n_parameters:,}",
-        "int8 bytes, uncompressed": f"{stored_bytes(model, config.artifact.scheme):,}",
-        "seconds": f"{config.seconds:g}",
-    }
-
-
-def stored_bytes(model: HybridLM, scheme: str) -> int:
-    """Bytes of a model's tensors as an artifact stores them, before compression."""
-    groups = model.parameter_groups()
-    stored = (quantize(name, p, groups[name], scheme) for name, p in model.named_parameters())
-    return sum(part.nbytes for tensor in stored for part in tensor.parts)
 
 
 def _claim(folder: Path, resume: bool) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 import scangolf
 from scangolf.config import LayerKind, RunConfig
+from scangolf.recipes import PRESETS
 from scangolf.run import score_artifact
 from scangolf.submission import checkpoint as stand_in
 from scangolf.submission.bundle import bundle
-from scangolf.submission.forms import train_gpt
+from scangolf.submission.forms import code_bytes, code_bytes_at_most, train_gpt
 from scangolf.train import checkpoint
 
 PACKAGE = Path(scangolf.__file__).parent
@@ -201,3 +202,9 @@ def test_the_stand_in_offers_what_checkpoints_do() -> None:
     for name, function in functions.items():
         assert inspect.signature(function) == inspect.signature(getattr(checkpoint, name))
     assert stand_in.Progress is checkpoint.Progress
+
+
+@pytest.mark.parametrize("preset", ["tiny", "baseline", "hybrid"])
+def test_the_quick_bound_of_the_code_is_one_and_near(preset: str) -> None:
+    run = PRESETS[preset]()
+    assert code_bytes(run) <= code_bytes_at_most(run) <= 1.1 * code_bytes(run)

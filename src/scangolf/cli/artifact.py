@@ -1,4 +1,4 @@
-"""What is done with runs and their artifacts, and what there is to train."""
+"""What is done with runs and their artifacts."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from scangolf.cli.app import PresetName, Verb, app
+from scangolf.cli.app import Verb, app
 from scangolf.console import print_sample, print_values
 from scangolf.errors import UserError
-from scangolf.recipes import PRESETS
 
 
 @app.command(name="eval")
@@ -139,29 +138,6 @@ def report(
         if png is not None:
             curve_png(runs[0], png)
             print(png)
-
-    return verb
-
-
-@app.command
-def presets(name: Positional[PresetName | None] = None, json: bool = False) -> Verb:
-    """Every preset with its layers, parameters and bytes, or one as its whole configuration.
-
-    Args:
-        name: Show this one's configuration.
-        json: Print JSON.
-    """
-
-    def verb() -> None:
-        from scangolf.config import to_dict
-
-        if name is not None:
-            print_values(to_dict(PRESETS[name]()), json)
-            return
-        from scangolf.run import describe_preset
-
-        rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
-        print_values(rows, json)
 
     return verb
 
