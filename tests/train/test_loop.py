@@ -26,9 +26,17 @@ def dataset() -> Dataset:
     return made_up_dataset()
 
 
-def test_five_and_five_steps_are_ten(dataset: Dataset, tmp_path: Path) -> None:
-    """Interrupted after five steps and resumed, a run continues to the same bits."""
+@pytest.mark.parametrize("pattern", ["s6 : s6 : s6 : attention", "s6"])
+def test_five_and_five_steps_are_ten(pattern: str, dataset: Dataset, tmp_path: Path) -> None:
+    """Interrupted after five steps and resumed, a run continues to the same bits.
+
+    A single block has no skips: their weights are a parameter without elements.
+    """
     run = config(steps=10)
+    blocks = pattern.count(":") + 1
+    run = dataclasses.replace(
+        run, model=dataclasses.replace(run.model, n_layers=blocks, pattern=pattern)
+    )
     whole = trainer(run, dataset, tmp_path / "whole")
     whole.train()
 
