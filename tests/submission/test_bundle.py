@@ -202,6 +202,36 @@ def test_the_stand_in_offers_what_checkpoints_do() -> None:
     for name, function in functions.items():
         assert inspect.signature(function) == inspect.signature(getattr(checkpoint, name))
     assert stand_in.Progress is checkpoint.Progress
+    assert "--resume" in checkpoint.HOW_TO_GO_ON
+
+
+STOPPED = """
+import os, runpy, signal, sys, threading, time
+from pathlib import Path
+
+def stop():
+    while not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").stat().st_size:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=stop, daemon=True).start()
+sys.argv = ["train_gpt.py", "--out", "run", "--steps", "1000000"]
+try:
+    runpy.run_path("train_gpt.py", run_name="__main__")
+except SystemExit as end:
+    print("exit code", end.code)
+"""
+"""Runs the script beside it and sends itself a signal once it trains."""
+
+
+def test_a_stopped_script_offers_no_option_that_it_has_not(
+    config: RunConfig, python: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "empty" / "train_gpt.py").write_bytes(train_gpt(config, packed=True))
+    (tmp_path / "empty" / "stopped.py").write_text(STOPPED)
+    *_, line, code = python("stopped.py").splitlines()
+    assert re.fullmatch(r"stopped after step [\d,]+; start the run anew: .*no checkpoints", line)
+    assert code == "exit code 143"
 
 
 @pytest.mark.parametrize("preset", ["tiny", "baseline", "hybrid"])

@@ -136,7 +136,7 @@ def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(
     job.send_signal(signal.SIGTERM)
     said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode != 0
-    assert said.count("--resume goes on from it") == 1
+    assert said.count("; continue with --resume from the last checkpoint") == 1
     done = len(losses(run))
     assert 5 <= done < 40
     assert list((run / "checkpoint").glob("step-*")) == [

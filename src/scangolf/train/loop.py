@@ -29,6 +29,7 @@ from scangolf.model import HybridLM
 from scangolf.score.bpb import bits_per_byte, byte_table
 from scangolf.score.evaluate import Score
 from scangolf.train.checkpoint import (
+    HOW_TO_GO_ON,
     Progress,
     has_checkpoint,
     load_checkpoint,
@@ -135,7 +136,7 @@ class Trainer:
                 self.save()
             (signal,) = self.world.largest([stop[0] if stop else 0])
         if signal:
-            self.display.say(f"stopped after step {self.progress.step:,}; --resume goes on from it")
+            self.display.say(f"stopped after step {self.progress.step:,}; {HOW_TO_GO_ON}")
             raise Stopped(int(signal))
 
     def save(self) -> None:
