@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from scangolf.cli import main
 from scangolf.recipes import PRESETS, tiny
 from scangolf.submission.forms import code_bytes
+from scangolf.train import pace
 
 STORY = [
     f"The {a} {b} went to the {c} and met a {b} from the {c}."
@@ -212,6 +214,22 @@ def test_an_artifact_in_calibrated_steps(
     assert room == pytest.approx(19_000, abs=1000)
     assert 0.98 * room < summary["artifact_bytes"] <= room  # codes of so small a file are coarse
     assert summary["artifact_val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.05)
+
+
+def test_a_run_that_does_not_fit_says_so_while_it_trains(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "FIRST_SIZE", 0.01)
+    run = workplace / "over"
+    args = [*TRAIN, "--data", str(workplace / "data"), "--out", str(run)]
+    main([*args, "--artifact.limit-bytes", "90000"])
+    said = capsys.readouterr().out
+    sizes = re.findall(r"by now about ([\d,]+) of 90,000 bytes: TOO LARGE", said)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["fits"] is False
+    assert sizes
+    assert int(sizes[-1].replace(",", "")) == pytest.approx(summary["total_bytes"], rel=0.05)
+    assert f"by now about {sizes[0]}" in (run / "train.log").read_text()
 
 
 def test_a_run_is_never_overwritten_and_resumes_only_as_itself(

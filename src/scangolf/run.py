@@ -16,6 +16,8 @@ import numpy as np
 
 from scangolf.artifact.budget import Budget, measure
 from scangolf.artifact.load import load
+from scangolf.artifact.predict import predict_bytes
+from scangolf.artifact.room import Room
 from scangolf.artifact.save import save_model
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.data.shards import Dataset, open_dataset
@@ -64,13 +66,23 @@ def run(
         own = evaluate(model, part, table, seq_len=config.batch.seq_len) if len(part) else Score()
         return sum(world.gather(own), Score())
 
+    room = Room.of(HybridLM(config.model, seed=None), config.artifact, code_bytes)
+
+    def tell_size(model: HybridLM) -> str:
+        state, groups = dict(model.named_parameters()), model.parameter_groups()
+        scheme = config.artifact.scheme
+        return room.say_now(predict_bytes(state, groups, dataset.tokenizer, scheme))
+
     display = make_display(folder / "train.log") if world.is_first else Silent()
     try:
         display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
-        trainer = Trainer(config, dataset, folder, display, score, world)
+        watch = tell_size if room.fits is None else None
+        trainer = Trainer(config, dataset, folder, display, score, world, watch)
         processes = f", {world.size} processes" if world.size > 1 else ""
         device = describe(trainer.device)
         display.say(f"{trainer.model.n_parameters:,} parameters on {device}{processes}")
+        if line := room.say_before():
+            display.say(line)
         if resume:
             trainer.resume()
             if config.steps is not None and config.steps < trainer.progress.step:

@@ -40,15 +40,26 @@ def test_the_artifact_is_smaller(trained, tmp_path):
 def test_mixed_rans_needs_four_bits_for_every_weight():
     room = dataclasses.replace(ROOM, scheme="mixed-rans")
     assert room.bits_per_weight == 7.84
-    assert room.describe() == ("7.84 bits a weight", "yes")
+    assert room.say_before() == ("1,000,000 bytes leave 7.84 bits a weight beside the code: fits")
     exactly = dataclasses.replace(room, limit_bytes=520_000)
     assert exactly.bits_per_weight == 4.0
     assert exactly.fits is True
-    assert dataclasses.replace(exactly, code_bytes=20_001).fits is False
+    coarser = dataclasses.replace(exactly, code_bytes=20_001)
+    assert coarser.fits is False
+    assert "below 4 the score suffers; a smaller model" in (coarser.say_before() or "")
 
 
 def test_eight_bits_are_certain_only_where_they_fit_uncompressed():
-    assert dataclasses.replace(ROOM, limit_bytes=1_070_000).fits is True
+    certain = dataclasses.replace(ROOM, limit_bytes=1_070_000)
+    assert certain.fits is True
+    assert certain.say_before() == "1,070,000 of 1,070,000 bytes before compression: fits"
     assert dataclasses.replace(ROOM, limit_bytes=1_069_999).fits is None
-    assert ROOM.describe() == ("~0.9 MB fully trained", "likely")
-    assert dataclasses.replace(ROOM, limit_bytes=919_999).describe()[1] == "not fully trained"
+    assert ROOM.trained_bytes == 900_000
+    assert ROOM.say_before() is None
+
+
+def test_trained_weights_tell():
+    said = "artifact and code by now about {} of 1,000,000 bytes: {}"
+    assert ROOM.say_now(980_000) == said.format("1,000,000", "fits so far")
+    assert ROOM.say_now(734_567) == said.format("754,600", "fits so far")
+    assert ROOM.say_now(981_000).startswith(said.format("1,001,000", "TOO LARGE; a smaller model"))

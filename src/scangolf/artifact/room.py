@@ -53,16 +53,29 @@ class Room:
             return self.bits_per_weight >= MIXED_BITS
         return True if self.code_bytes + self.uncompressed_bytes <= self.limit_bytes else None
 
-    def describe(self) -> tuple[str, str]:
-        """How much there is, and whether it fits, in a few words each."""
-        if self.scheme == "mixed-rans":
-            verdict = "yes" if self.fits else "in steps that cost"
-            return f"{self.bits_per_weight:.2f} bits a weight", verdict
-        if self.fits:
-            return f"{self.uncompressed_bytes / 1e6:.2f} MB uncompressed", "yes"
-        trained = self.code_bytes + self.trained_bytes
-        verdict = "likely" if trained <= self.limit_bytes else "not fully trained"
-        return f"~{self.trained_bytes / 1e6:.1f} MB fully trained", verdict
+    def say_before(self) -> str | None:
+        """A line for before the first step; None where only the trained weights will tell."""
+        if self.fits is None:
+            return None
+        if self.scheme != "mixed-rans":
+            n_bytes = self.code_bytes + self.uncompressed_bytes
+            return f"{n_bytes:,} of {self.limit_bytes:,} bytes before compression: fits"
+        verdict = "fits"
+        if not self.fits:
+            verdict = f"below {MIXED_BITS:g} the score suffers; a smaller model has more"
+        return (
+            f"{self.limit_bytes:,} bytes leave {self.bits_per_weight:.2f} bits a weight beside the "
+            f"code: {verdict}"
+        )
+
+    def say_now(self, artifact_bytes: int) -> str:
+        """A line for during the training, when the artifact would have about so many bytes."""
+        n_bytes = self.code_bytes + artifact_bytes
+        verdict = "fits so far"
+        if n_bytes > self.limit_bytes:
+            verdict = "TOO LARGE; a smaller model fits, or this one by artifact scheme mixed-rans"
+        about = int(float(f"{n_bytes:.4g}"))
+        return f"artifact and code by now about {about:,} of {self.limit_bytes:,} bytes: {verdict}"
 
 
 def uncompressed_bytes(model: HybridLM, scheme: str) -> int:

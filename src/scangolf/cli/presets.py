@@ -82,7 +82,7 @@ def _print_table(configs: Mapping[str, RunConfig], rooms: Mapping[str, Room]) ->
     for name, room in rooms.items():
         model = configs[name].model
         layers = f"{model.n_layers}: {model.pattern}"
-        table.add_row(name, layers, f"{room.parameters:,}", room.scheme, *room.describe())
+        table.add_row(name, layers, f"{room.parameters:,}", room.scheme, *_words(room))
     out = wide_console()
     out.print(table)
     (limit,) = {room.limit_bytes for room in rooms.values()}
@@ -93,3 +93,15 @@ def _print_table(configs: Mapping[str, RunConfig], rooms: Mapping[str, Room]) ->
         "the artifact itself will tell.",
         soft_wrap=True,
     )
+
+
+def _words(room: Room) -> tuple[str, str]:
+    """How much there is, and whether it fits."""
+    if room.scheme == "mixed-rans":
+        verdict = "yes" if room.fits else "in steps that cost"
+        return f"{room.bits_per_weight:.2f} bits a weight", verdict
+    if room.fits:
+        return f"{room.uncompressed_bytes / 1e6:.2f} MB uncompressed", "yes"
+    likely = room.code_bytes + room.trained_bytes <= room.limit_bytes
+    verdict = "likely" if likely else "not fully trained"
+    return f"~{room.trained_bytes / 1e6:.1f} MB fully trained", verdict
