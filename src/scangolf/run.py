@@ -29,7 +29,7 @@ from scangolf.model import HybridLM
 from scangolf.records import write_json
 from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
-from scangolf.train.checkpoint import Progress, load_checkpoint
+from scangolf.train.checkpoint import Progress
 from scangolf.train.loop import Trainer, split_batch
 from scangolf.train.metrics import evaluation_record, write_record
 from scangolf.train.progress import Display, Plain, Silent
@@ -138,7 +138,7 @@ def score_artifact(
     A run folder supplies `data` and `seq_len` where they are None; a file needs `data`.
     """
     if (path / "config.json").exists():
-        config = _read_config(path)
+        config = read_config(path)
         data = Path(config.data) if data is None else data
         seq_len = config.batch.seq_len if seq_len is None else seq_len
     if seq_len is not None and seq_len < 1:
@@ -172,49 +172,6 @@ def score_artifact(
     }
 
 
-def quantize_run(
-    folder: Path,
-    out: Path,
-    *,
-    max_bytes: int | None,
-    code_bytes: Callable[[RunConfig], int],
-    device: str,
-) -> dict[str, Any]:
-    """Another artifact of a run's last checkpoint, of at most `max_bytes`, and its score.
-
-    By scheme mixed-rans; without `max_bytes`, what the limit leaves beside the code, `code_bytes`
-    of the run's configuration.
-    """
-    config = _read_config(folder)
-    if max_bytes is None:
-        max_bytes = config.artifact.limit_bytes - code_bytes(config)
-    dataset = open_dataset(Path(config.data))
-    tensors, _ = load_checkpoint(folder / "checkpoint")
-    model = HybridLM(config.model, seed=None)
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.parameter_groups()})
-    mixed = save_model(
-        out,
-        model.to(pick_device(device)),
-        dataset,
-        "mixed-rans",
-        seq_len=config.batch.seq_len,
-        max_bytes=max_bytes,
-    )
-    assert mixed is not None
-    values = score_artifact(
-        out,
-        data=Path(config.data),
-        mode="plain",
-        stride=None,
-        seq_len=config.batch.seq_len,
-        device=device,
-    )
-    return values | {
-        "bits_per_weight": mixed.bits_per_weight,
-        "predicted_loss": mixed.predicted_loss,
-    }
-
-
 def _claim(folder: Path, resume: bool) -> None:
     """Makes the run folder; a run that is there must be resumed."""
     if (folder / "config.json").exists() and not resume:
@@ -229,7 +186,7 @@ def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunCon
 
     Only what leaves the training itself as it was may change (`MAY_CHANGE`), else a UserError.
     """
-    saved = _read_config(folder)
+    saved = read_config(folder)
     old, new, plain = (dict(_leaves(config)) for config in (saved, asked, default))
     if saved.preset != asked.preset:
         raise UserError(f"{folder}: is a run of preset {saved.preset}, not {asked.preset}")
@@ -252,7 +209,8 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder; a UserError where it is none."""
     path = folder / "config.json"
     try:
         return run_config_from_dict(json.loads(path.read_text()), str(path))
