@@ -19,20 +19,20 @@ def print_curve(curve: Curve) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("bytes", "bits a weight", "bits a byte", "lost"):
         table.add_column(column, justify="right")
-    table.add_column("artifact", overflow="fold")
+    table.add_column("artifact")
     for point in curve.points:
         table.add_row(
             f"{point.artifact_bytes:,}",
             f"{point.bits_per_weight:.2f}",
             f"{point.val_bpb:.4f}",
             f"{point.lost_bpb:+.4f}",
-            point.artifact,
+            Path(point.artifact).name,
         )
     out = wide_console()
     out.print(table)
     out.print(
         f"lost: against {curve.val_bpb:.4f} bits a byte of the {curve.parameters:,} weights before "
-        "rounding",
+        f"rounding; artifacts in {Path(curve.points[0].artifact).parent}",
         soft_wrap=True,
     )
 
