@@ -8,12 +8,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from scangolf.artifact import save
+from scangolf.artifact.calibrate import calibrate
 from scangolf.cli import main
-from scangolf.recipes import tiny
+from scangolf.recipes import PRESETS, tiny
 from scangolf.submission.forms import code_bytes
+from scangolf.train import pace
 
 STORY = [
     f"The {a} {b} went to the {c} and met a {b} from the {c}."
@@ -63,7 +67,7 @@ def test_help_is_instant(args: str) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tarin"], "choose from data, train, eval, quantize, generate, report, presets"),
+        (["tarin"], "choose from data, train, presets, eval, quantize, generate, report"),
         (["train", "tinny"], "choose from tiny, baseline, seed"),
         (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
         (["train", "tiny", "--batch.token", "3"], "did you mean --batch.tokens?"),
@@ -100,11 +104,26 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_presets_show_their_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     main(["presets", "--json"])
     rows = json.loads(capsys.readouterr().out)
-    assert rows["baseline"]["parameters"] == "17,059,912"
-    assert rows["seed"]["parameters"] == "30,299,152"
+    assert rows.keys() == PRESETS.keys()
+    assert rows["baseline"]["parameters"] == 17_059_912
+    assert rows["seed"]["parameters"] == 30_299_152
+    assert rows["tiny"]["fits"] is True
+    assert rows["seed"]["fits"] is None
+    for name, bits, fits in (("hybrid", 5.51, True), ("parallel", 3.99, False)):
+        room = 16_000_000 - rows[name]["code_bytes_at_most"]
+        assert rows[name]["bits_per_weight"] == 8 * room / rows[name]["parameters"]
+        assert rows[name]["bits_per_weight"] == pytest.approx(bits, abs=0.005)
+        assert rows[name]["fits"] is fits
+
+    main(["presets"])
+    lines = capsys.readouterr().out.splitlines()
+    (hybrid,) = (line.split() for line in lines if line.strip().startswith("hybrid "))
+    row = "hybrid 9: 3 ssd : 1 attention 23,121,632 mixed-rans 5.51 bits a weight yes"
+    assert hybrid == row.split()
+
     main(["presets", "tiny", "--json"])
     assert json.loads(capsys.readouterr().out)["preset"] == "tiny"
     main(["presets", "tiny"])
@@ -203,6 +222,72 @@ def test_an_artifact_in_calibrated_steps(
     assert room == pytest.approx(19_000, abs=1000)
     assert 0.98 * room < summary["artifact_bytes"] <= room
     assert summary["artifact_val_bpb"] == pytest.approx(summary["val_bpb"], abs=0.05)
+
+
+def test_the_curve_of_bits_per_byte_against_bytes(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its artifacts is that of the size alone, from one calibration for all."""
+    run, picture = workplace / "curve", workplace / "curve.png"
+    main([*TRAIN, "--data", str(workplace / "data"), "--out", str(run)])
+    summary = json.loads((run / "summary.json").read_text())
+    quantize = ["quantize", str(run), "--device", "cpu"]
+    assert "needs several sizes" in refusal(capsys, *quantize, "--png", str(picture))
+    assert "do not fit into 99 bytes" in refusal(capsys, *quantize, "--bytes", "19000", "99")
+    assert not list(run.glob("quantized*"))
+
+    calibrations = []
+
+    def calibrate_counted(*args: Any) -> Any:
+        calibrations.append(args)
+        return calibrate(*args)
+
+    monkeypatch.setattr(save, "calibrate", calibrate_counted)
+    main([*quantize, "--bytes", "24000", "18000", "21000", "--json", "--png", str(picture)])
+    curve = json.loads(capsys.readouterr().out)
+    assert len(calibrations) == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert curve["val_bpb"] == pytest.approx(summary["val_bpb"], rel=1e-6)
+    assert curve["parameters"] == summary["parameters"]
+    for point, size in zip(curve["points"], (18_000, 21_000, 24_000), strict=True):
+        file = run / f"quantized-{size}.sg"
+        assert point["artifact"] == str(file)
+        assert point["artifact_bytes"] == file.stat().st_size <= size
+        bits = 8 * file.stat().st_size / summary["parameters"]
+        assert point["bits_per_weight"] == pytest.approx(bits)
+        assert point["lost_bpb"] == pytest.approx(point["val_bpb"] - curve["val_bpb"])
+        main(["eval", str(file), "--data", str(workplace / "data"), "--seq-len", "64", "--json"])
+        score = json.loads(capsys.readouterr().out)
+        assert score["val_bpb"] == pytest.approx(point["val_bpb"])
+    small, middle, large = curve["points"]
+    assert small["artifact_bytes"] < middle["artifact_bytes"] < large["artifact_bytes"]
+    assert small["predicted_loss"] > 2 * large["predicted_loss"]
+    assert small["lost_bpb"] > large["lost_bpb"]
+
+    main([*quantize, "--bytes", "21000"])
+    capsys.readouterr()
+    assert (run / "quantized.sg").read_bytes() == (run / "quantized-21000.sg").read_bytes()
+    main([*quantize, "--bytes", "18000", "21000"])
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = (line.split() for line in lines if line.strip().endswith("quantized-18000.sg"))
+    assert row[0] == f"{small['artifact_bytes']:,}"
+    assert row[2:4] == [f"{small['val_bpb']:.4f}", f"{small['lost_bpb']:+.4f}"]
+
+
+def test_a_run_that_does_not_fit_says_so_while_it_trains(
+    workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "FIRST_SIZE", 0.01)
+    run = workplace / "over"
+    args = [*TRAIN, "--data", str(workplace / "data"), "--out", str(run)]
+    main([*args, "--artifact.limit-bytes", "90000"])
+    said = capsys.readouterr().out
+    sizes = re.findall(r"by now about ([\d,]+) of 90,000 bytes: TOO LARGE", said)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["fits"] is False
+    assert sizes
+    assert int(sizes[-1].replace(",", "")) == pytest.approx(summary["total_bytes"], rel=0.05)
+    assert f"by now about {sizes[0]}" in (run / "train.log").read_text()
 
 
 def test_a_run_is_never_overwritten_and_resumes_only_as_itself(

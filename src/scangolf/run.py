@@ -16,7 +16,8 @@ import numpy as np
 
 from scangolf.artifact.budget import Budget, measure
 from scangolf.artifact.load import load
-from scangolf.artifact.quantize import quantize
+from scangolf.artifact.predict import predict_bytes
+from scangolf.artifact.room import Room
 from scangolf.artifact.save import save_model
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.data.shards import Dataset, file_sha256, open_dataset
@@ -28,7 +29,7 @@ from scangolf.model import HybridLM
 from scangolf.records import write_json
 from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
-from scangolf.train.checkpoint import Progress, load_checkpoint
+from scangolf.train.checkpoint import Progress
 from scangolf.train.loop import Trainer, split_batch
 from scangolf.train.metrics import evaluation_record, write_record
 from scangolf.train.progress import Display, Plain, Silent
@@ -65,13 +66,23 @@ def run(
         own = evaluate(model, part, table, seq_len=config.batch.seq_len) if len(part) else Score()
         return sum(world.gather(own), Score())
 
+    room = Room.of(HybridLM(config.model, seed=None), config.artifact, code_bytes)
+
+    def tell_size(model: HybridLM) -> str:
+        state, groups = dict(model.named_parameters()), model.parameter_groups()
+        scheme = config.artifact.scheme
+        return room.say_now(predict_bytes(state, groups, dataset.tokenizer, scheme))
+
     display = make_display(folder / "train.log") if world.is_first else Silent()
     try:
         display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
-        trainer = Trainer(config, dataset, folder, display, score, world)
+        watch = tell_size if room.fits is None else None
+        trainer = Trainer(config, dataset, folder, display, score, world, watch)
         processes = f", {world.size} processes" if world.size > 1 else ""
         device = describe(trainer.device)
         display.say(f"{trainer.model.n_parameters:,} parameters on {device}{processes}")
+        if line := room.say_before():
+            display.say(line)
         if resume:
             trainer.resume()
             if config.steps is not None and config.steps < trainer.progress.step:
@@ -127,7 +138,7 @@ def score_artifact(
     A run folder supplies `data` and `seq_len` where they are None; a file needs `data`.
     """
     if (path / "config.json").exists():
-        config = _read_config(path)
+        config = read_config(path)
         data = Path(config.data) if data is None else data
         seq_len = config.batch.seq_len if seq_len is None else seq_len
     if seq_len is not None and seq_len < 1:
@@ -161,68 +172,6 @@ def score_artifact(
     }
 
 
-def quantize_run(
-    folder: Path,
-    out: Path,
-    *,
-    max_bytes: int | None,
-    code_bytes: Callable[[RunConfig], int],
-    device: str,
-) -> dict[str, Any]:
-    """Another artifact of a run's last checkpoint, of at most `max_bytes`, and its score.
-
-    By scheme mixed-rans; without `max_bytes`, what the limit leaves beside the code, `code_bytes`
-    of the run's configuration.
-    """
-    config = _read_config(folder)
-    if max_bytes is None:
-        max_bytes = config.artifact.limit_bytes - code_bytes(config)
-    dataset = open_dataset(Path(config.data))
-    tensors, _ = load_checkpoint(folder / "checkpoint")
-    model = HybridLM(config.model, seed=None)
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.parameter_groups()})
-    mixed = save_model(
-        out,
-        model.to(pick_device(device)),
-        dataset,
-        "mixed-rans",
-        seq_len=config.batch.seq_len,
-        max_bytes=max_bytes,
-    )
-    assert mixed is not None
-    values = score_artifact(
-        out,
-        data=Path(config.data),
-        mode="plain",
-        stride=None,
-        seq_len=config.batch.seq_len,
-        device=device,
-    )
-    return values | {
-        "bits_per_weight": mixed.bits_per_weight,
-        "predicted_loss": mixed.predicted_loss,
-    }
-
-
-def describe_preset(config: RunConfig) -> dict[str, str]:
-    """A preset in a few words: its layers, parameters and bytes before compression."""
-    model = HybridLM(config.model)
-    kinds = " ".join(config.model.layers)
-    return {
-        "layers": kinds,
-        "parameters": f"{model.n_parameters:,}",
-        "int8 bytes, uncompressed": f"{stored_bytes(model, config.artifact.scheme):,}",
-        "seconds": f"{config.seconds:g}",
-    }
-
-
-def stored_bytes(model: HybridLM, scheme: str) -> int:
-    """Bytes of a model's tensors as an artifact stores them, before compression."""
-    groups = model.parameter_groups()
-    stored = (quantize(name, p, groups[name], scheme) for name, p in model.named_parameters())
-    return sum(part.nbytes for tensor in stored for part in tensor.parts)
-
-
 def _claim(folder: Path, resume: bool) -> None:
     """Makes the run folder; a run that is there must be resumed."""
     if (folder / "config.json").exists() and not resume:
@@ -237,7 +186,7 @@ def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunCon
 
     Only what leaves the training itself as it was may change (`MAY_CHANGE`), else a UserError.
     """
-    saved = _read_config(folder)
+    saved = read_config(folder)
     old, new, plain = (dict(_leaves(config)) for config in (saved, asked, default))
     if saved.preset != asked.preset:
         raise UserError(f"{folder}: is a run of preset {saved.preset}, not {asked.preset}")
@@ -260,7 +209,8 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield path, value
 
 
-def _read_config(folder: Path) -> RunConfig:
+def read_config(folder: Path) -> RunConfig:
+    """The configuration of a run folder; a UserError where it is none."""
     path = folder / "config.json"
     try:
         return run_config_from_dict(json.loads(path.read_text()), str(path))

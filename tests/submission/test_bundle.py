@@ -13,10 +13,11 @@ import pytest
 
 import scangolf
 from scangolf.config import LayerKind, RunConfig
+from scangolf.recipes import PRESETS
 from scangolf.run import score_artifact
 from scangolf.submission import checkpoint as stand_in
 from scangolf.submission.bundle import bundle
-from scangolf.submission.forms import train_gpt
+from scangolf.submission.forms import code_bytes, code_bytes_at_most, train_gpt
 from scangolf.train import checkpoint
 
 PACKAGE = Path(scangolf.__file__).parent
@@ -201,3 +202,39 @@ def test_the_stand_in_offers_what_checkpoints_do() -> None:
     for name, function in functions.items():
         assert inspect.signature(function) == inspect.signature(getattr(checkpoint, name))
     assert stand_in.Progress is checkpoint.Progress
+    assert "--resume" in checkpoint.HOW_TO_GO_ON
+
+
+STOPPED = """
+import os, runpy, signal, sys, threading, time
+from pathlib import Path
+
+def stop():
+    while not Path("run/metrics.jsonl").exists() or not Path("run/metrics.jsonl").stat().st_size:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=stop, daemon=True).start()
+sys.argv = ["train_gpt.py", "--out", "run", "--steps", "1000000"]
+try:
+    runpy.run_path("train_gpt.py", run_name="__main__")
+except SystemExit as end:
+    print("exit code", end.code)
+"""
+"""Runs the script beside it and sends itself a signal once it trains."""
+
+
+def test_a_stopped_script_offers_no_option_that_it_has_not(
+    config: RunConfig, python: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "empty" / "train_gpt.py").write_bytes(train_gpt(config, packed=True))
+    (tmp_path / "empty" / "stopped.py").write_text(STOPPED)
+    *_, line, code = python("stopped.py").splitlines()
+    assert re.fullmatch(r"stopped after step [\d,]+; start the run anew: .*no checkpoints", line)
+    assert code == "exit code 143"
+
+
+@pytest.mark.parametrize("preset", ["tiny", "baseline", "hybrid"])
+def test_the_quick_bound_of_the_code_is_one_and_near(preset: str) -> None:
+    run = PRESETS[preset]()
+    assert code_bytes(run) <= code_bytes_at_most(run) <= 1.1 * code_bytes(run)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from scangolf.config import BatchConfig, RunConfig
 from scangolf.data.shards import Dataset
 from scangolf.data.tokenizer import train_tokenizer
+from scangolf.model import HybridLM
 from scangolf.recipes import tiny
 from scangolf.score.evaluate import Score
 from scangolf.train.loop import Trainer
@@ -54,9 +56,16 @@ def config(**changes: Any) -> RunConfig:
     )
 
 
-def trainer(run: RunConfig, dataset: Dataset, folder: Path, world: World = ALONE) -> Trainer:
+def trainer(
+    run: RunConfig,
+    dataset: Dataset,
+    folder: Path,
+    world: World = ALONE,
+    tell_size: Callable[[HybridLM], str] | None = None,
+) -> Trainer:
     folder.mkdir(exist_ok=True)
-    return Trainer(run, dataset, folder, Silent(), lambda model: Score(1.0, 3, 4), world)
+    score = Score(1.0, 3, 4)
+    return Trainer(run, dataset, folder, Silent(), lambda model: score, world, tell_size)
 
 
 def losses(folder: Path) -> list[float]:

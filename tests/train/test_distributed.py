@@ -27,6 +27,7 @@ from scangolf.config import BatchConfig, run_config_from_dict
 from scangolf.data.shards import open_dataset
 from scangolf.errors import Diverged, Stopped, UserError
 from scangolf.run import run as run_whole
+from scangolf.train import pace
 from scangolf.train.checkpoint import has_checkpoint
 from scangolf.train.distributed import joined
 from scangolf.train.optim import Muon
@@ -136,7 +137,7 @@ def test_sigterm_leaves_a_checkpoint_that_one_process_goes_on_from(
     job.send_signal(signal.SIGTERM)
     said, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode != 0
-    assert said.count("--resume goes on from it") == 1
+    assert said.count("; continue with --resume from the last checkpoint") == 1
     done = len(losses(run))
     assert 5 <= done < 40
     assert list((run / "checkpoint").glob("step-*")) == [
@@ -199,7 +200,11 @@ def inside(rank: int, folder: Path, data: str, port: int) -> None:
     found: dict[str, Any] = {"folder": folder}
     with joined() as world:
         run = config(steps=6)
-        shared = trainer(run, dataset, folder / "run", world)
+        pace.FIRST_SIZE = 1e-3
+        sizes = []
+        shared = trainer(
+            run, dataset, folder / "run", world, lambda model: sizes.append(1) or "small"
+        )
         with shared.batches as batches:
             found["batches"] = [next(batches)[0] for _ in range(shared.micro_steps)]
         shared.batches.load_state_dict({"position": 0})
@@ -215,6 +220,7 @@ def inside(rank: int, folder: Path, data: str, port: int) -> None:
             shared.train()
         except Stopped as stopped:
             found["stopped"] = stopped.exit_code, shared.progress.step
+        found["sizes"] = len(sizes)
         found["weights"] = [p.detach().clone() for p in shared.model.parameters()]
         found["momenta"] = sum(m.numel() for m in shared.optimiser.muon.momenta)
         resumed = trainer(run, dataset, folder / "run", world)
@@ -313,7 +319,10 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(
 def test_two_processes_go_on_from_their_checkpoint(
     found: list[dict[str, Any]], tmp_path: Path
 ) -> None:
+    """The first one told the size before, while the other trained on."""
     trainer(config(steps=6), made_up_dataset(), tmp_path / "alone").train()
+    assert found[0]["sizes"] >= 1
+    assert found[1]["sizes"] == 0
     assert found[0]["losses"] == pytest.approx(losses(tmp_path / "alone"), rel=ROUNDING)
 
 

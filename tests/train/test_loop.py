@@ -1,20 +1,24 @@
 """The training loop: resuming to the bit, a golden curve, stopping, diverging, the budget."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from loop_cases import config, losses, made_up_dataset, trainer
+from loop_cases import Silent, config, losses, made_up_dataset, trainer
 
 from scangolf.config import BatchConfig, ScheduleConfig
 from scangolf.data.shards import Dataset
 from scangolf.errors import Diverged, Stopped, UserError
+from scangolf.model import HybridLM
+from scangolf.train import pace
 from scangolf.train.loop import split_batch
 
 GOLDEN = [5.7018, 4.8103, 4.3504, 4.333, 4.3869, 4.4097, 4.3353, 4.3469, 4.3281, 4.3566]
@@ -26,9 +30,17 @@ def dataset() -> Dataset:
     return made_up_dataset()
 
 
-def test_five_and_five_steps_are_ten(dataset: Dataset, tmp_path: Path) -> None:
-    """Interrupted after five steps and resumed, a run continues to the same bits."""
+@pytest.mark.parametrize("pattern", ["s6 : s6 : s6 : attention", "s6"])
+def test_five_and_five_steps_are_ten(pattern: str, dataset: Dataset, tmp_path: Path) -> None:
+    """Interrupted after five steps and resumed, a run continues to the same bits.
+
+    A single block has no skips: their weights are a parameter without elements.
+    """
     run = config(steps=10)
+    blocks = pattern.count(":") + 1
+    run = dataclasses.replace(
+        run, model=dataclasses.replace(run.model, n_layers=blocks, pattern=pattern)
+    )
     whole = trainer(run, dataset, tmp_path / "whole")
     whole.train()
 
@@ -128,6 +140,42 @@ def test_evaluations_on_the_way(dataset: Dataset, tmp_path: Path) -> None:
     trainer(config(steps=9, evals=2), dataset, tmp_path).train()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "val_bpb" in record] == [3, 6]
+
+
+def test_telling_the_size_changes_nothing_and_takes_no_time(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told at two milliseconds of training and whenever the time has doubled since."""
+    monkeypatch.setattr(pace, "FIRST_SIZE", 0.002)
+    run = config(steps=12)
+    plain = trainer(run, dataset, tmp_path / "plain")
+    plain.train()
+
+    told: list[tuple[int, float]] = []
+
+    def tell_size(model: HybridLM) -> str:
+        assert model is telling.model
+        told.append((telling.progress.step, telling.progress.seconds))
+        time.sleep(0.5)
+        return f"size {len(told)}"
+
+    telling = trainer(run, dataset, tmp_path / "telling", tell_size=tell_size)
+    telling.train()
+    assert losses(tmp_path / "telling") == losses(tmp_path / "plain")
+    for p, q in zip(plain.model.parameters(), telling.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert isinstance(telling.display, Silent)
+    assert telling.display.lines == [f"size {i + 1}" for i in range(len(told))]
+    assert told[0][0] >= 1
+    assert told[0][1] >= 0.002
+    assert len(told) >= 2
+    for (_, before), (_, after) in itertools.pairwise(told):
+        assert after > 1.9 * before
+    lines = (tmp_path / "telling" / "metrics.jsonl").read_text().splitlines()
+    for before, after in itertools.pairwise(map(json.loads, lines)):
+        seconds = after["seconds"] - before["seconds"]
+        assert 256 / after["tokens_per_second"] == pytest.approx(seconds, rel=0.5, abs=0.01)
+    assert telling.progress.seconds < 0.5 * len(told)
 
 
 @pytest.mark.parametrize(

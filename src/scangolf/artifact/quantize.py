@@ -16,6 +16,7 @@ everything else in float16.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -113,14 +114,30 @@ def dequantize(stored: Stored) -> torch.Tensor:
 
 def choose_coding(weights: np.ndarray, group: str, scheme: str) -> str:
     """The coding of a tensor, float32, that is not calibrated."""
+    coding = usual_coding(weights.shape, group, scheme)
+    halves = coding in ("float16", "int8/float16")
+    if halves and np.abs(weights).max(initial=0.0) > FLOAT16_MAX:
+        return "float32"
+    return coding
+
+
+def usual_coding(shape: tuple[int, ...], group: str, scheme: str) -> str:
+    """The coding of a tensor that is not calibrated and whose weights are in float16's range."""
     if group == "vector":
         return "float32"
-    elements = weights.size if weights.ndim == 2 else 0
+    elements = math.prod(shape) if len(shape) == 2 else 0
     if scheme != "int8-zlib" and elements > 4096 and group in INT8_GROUPS:
         return "int8/bfloat16"
-    if np.abs(weights).max(initial=0.0) > FLOAT16_MAX:
-        return "float32"
     return "int8/float16" if scheme == "int8-zlib" and elements > 65_536 else "float16"
+
+
+def stored_bytes(shape: tuple[int, ...], coding: str) -> int:
+    """Bytes of a tensor's parts, before compression."""
+    shapes = part_shapes(coding, shape)
+    return sum(
+        math.prod(part) * np.dtype(dtype).itemsize
+        for part, dtype in zip(shapes, CODINGS[coding], strict=True)
+    )
 
 
 def _int8_floored(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

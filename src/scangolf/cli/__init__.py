@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from scangolf.cli import data, train, artifact, audit, experiments, bench  # isort: skip
+from scangolf.cli import data, train, presets, artifact, audit, experiments, bench  # isort: skip
 from scangolf.cli.app import app
 from scangolf.console import one_line
 from scangolf.errors import Stopped, UserError
 from scangolf.train.distributed import rank
 
-__all__ = ["artifact", "audit", "bench", "data", "experiments", "main", "train"]
+__all__ = ["artifact", "audit", "bench", "data", "experiments", "main", "presets", "train"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

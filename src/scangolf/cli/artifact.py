@@ -1,16 +1,19 @@
-"""What is done with runs and their artifacts, and what there is to train."""
+"""What is done with runs and their artifacts."""
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from scangolf.cli.app import PresetName, Verb, app
+from scangolf.cli.app import Verb, app
 from scangolf.console import print_sample, print_values
 from scangolf.errors import UserError
-from scangolf.recipes import PRESETS
+
+if TYPE_CHECKING:
+    from scangolf.requantize.curve import Curve
 
 
 @app.command(name="eval")
@@ -50,32 +53,54 @@ def evaluate(
 def quantize(
     run: Positional[Path],
     out: Path | None = None,
-    bytes: int | None = None,
+    bytes: tuple[int, ...] = (),
+    png: Path | None = None,
     device: str = "auto",
     json: bool = False,
 ) -> Verb:
     """Round a run's weights once more, into so many bytes, and score the artifact on disk.
 
-    By scheme mixed-rans, whatever the run's own was: many sizes of one run draw its bits a byte
-    against its bytes.
+    By scheme mixed-rans, whatever the run's own was. Several sizes give the curve of its bits a
+    byte against its bytes.
 
     Args:
         run: A run folder with a checkpoint.
-        out: The artifact to write; quantized.sg in the run folder unless given.
-        bytes: The artifact's size, at most; the run's limit less the code unless given.
+        out: The artifact to write; quantized.sg in the run folder unless given. Of several sizes,
+            each has its own in its name.
+        bytes: The artifact's size, at most, or several; the run's limit less the code unless given.
+        png: Also draw the curve of several sizes, as this picture.
         device: auto, cpu, cuda or mps.
         json: Print JSON.
     """
 
     def verb() -> None:
-        from scangolf.run import quantize_run
-        from scangolf.submission.forms import code_bytes
+        from scangolf.requantize.curve import quantize_curve, quantize_run
 
         file = run / "quantized.sg" if out is None else out
-        values = quantize_run(run, file, max_bytes=bytes, code_bytes=code_bytes, device=device)
+        if len(bytes) > 1:
+            curve = quantize_curve(run, file, sizes=bytes, device=device)
+            _show_curve(curve, png, json)
+            return
+        if png is not None:
+            raise UserError(f"--png {png}: a curve needs several sizes, such as --bytes 1000 2000")
+        from scangolf.submission.forms import code_bytes
+
+        max_bytes = bytes[0] if bytes else None
+        values = quantize_run(run, file, max_bytes=max_bytes, code_bytes=code_bytes, device=device)
         print_values(values, json)
 
     return verb
+
+
+def _show_curve(curve: Curve, png: Path | None, json: bool) -> None:
+    from scangolf.requantize.show import curve_png, print_curve
+
+    if json:
+        print(dumps(curve.to_dict(), indent=2))
+    else:
+        print_curve(curve)
+    if png is not None:
+        curve_png(curve, png)
 
 
 @app.command
@@ -139,29 +164,6 @@ def report(
         if png is not None:
             curve_png(runs[0], png)
             print(png)
-
-    return verb
-
-
-@app.command
-def presets(name: Positional[PresetName | None] = None, json: bool = False) -> Verb:
-    """Every preset with its layers, parameters and bytes, or one as its whole configuration.
-
-    Args:
-        name: Show this one's configuration.
-        json: Print JSON.
-    """
-
-    def verb() -> None:
-        from scangolf.config import to_dict
-
-        if name is not None:
-            print_values(to_dict(PRESETS[name]()), json)
-            return
-        from scangolf.run import describe_preset
-
-        rows = {key: describe_preset(preset()) for key, preset in PRESETS.items()}
-        print_values(rows, json)
 
     return verb
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
+from scangolf.artifact.room import uncompressed_bytes
 from scangolf.config import RunConfig
 from scangolf.data.shards import Dataset
 from scangolf.device import compute_dtype, pick_device
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
-from scangolf.run import stored_bytes
 from scangolf.score.evaluate import whole_sequences
 from scangolf.train.optim import partition
 
@@ -51,7 +51,7 @@ def try_out(config: RunConfig, dataset: Callable[[str], Dataset]) -> Trial:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not all(bool(tensor.isfinite().all()) for tensor in (loss, *gradients)):
         raise UserError("its loss or a gradient is not finite before the first step")
-    return Trial(model.n_parameters, stored_bytes(model, config.artifact.scheme))
+    return Trial(model.n_parameters, uncompressed_bytes(model, config.artifact.scheme))
 
 
 def _check_data(config: RunConfig, dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ import ast
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import get_args
 
@@ -42,7 +43,7 @@ class Bundle:
         text = self._text(path)
         self.files[path] = text
         if path.endswith(".py"):
-            needs = _Needs(path, ast.parse(text))
+            needs = _needs(path, text)
             self.libraries |= needs.libraries
             for needed in needs.files:
                 self.add(needed)
@@ -69,6 +70,11 @@ def bundle(layers: Collection[LayerKind]) -> Bundle:
     parents = {str(p / "__init__.py") for path in found.files for p in _parents(path)}
     found.files = dict.fromkeys(sorted(parents - found.files.keys()), "") | found.files
     return found
+
+
+@cache  # the scripts of several presets share most files
+def _needs(path: str, text: str) -> _Needs:
+    return _Needs(path, ast.parse(text))
 
 
 class _Needs(ast.NodeVisitor):

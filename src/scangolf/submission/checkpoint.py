@@ -10,6 +10,8 @@ from torch import Tensor
 from scangolf.errors import UserError
 from scangolf.train.schedule import Progress
 
+HOW_TO_GO_ON = "start the run anew: this script keeps no checkpoints"
+
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:
     """Writes nothing."""
@@ -21,4 +23,4 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
-    raise UserError(f"{folder}: this script keeps no checkpoints; start the run anew")
+    raise UserError(f"{folder}: {HOW_TO_GO_ON}")

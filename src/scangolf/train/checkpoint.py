@@ -21,6 +21,9 @@ from torch import Tensor
 from scangolf.errors import UserError
 from scangolf.train.schedule import Progress
 
+HOW_TO_GO_ON = "continue with --resume from the last checkpoint"
+"""What a person can do with a run that ended early."""
+
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:
     """Writes `folder/step-N.safetensors` and points `folder/latest.json` at it."""

@@ -29,6 +29,7 @@ from scangolf.model import HybridLM
 from scangolf.score.bpb import bits_per_byte, byte_table
 from scangolf.score.evaluate import Score
 from scangolf.train.checkpoint import (
+    HOW_TO_GO_ON,
     Progress,
     has_checkpoint,
     load_checkpoint,
@@ -60,8 +61,9 @@ class Launched:
 class Trainer:
     """One run in one folder, from its first step or from a checkpoint.
 
-    `evaluate` scores the model on the validation split, for the evaluations during the run. Every
-    process of `world` makes its own Trainer and calls the same methods.
+    `evaluate` scores the model on the validation split, for the evaluations during the run.
+    `tell_size` words how large the model's artifact would be by now, in the first process alone.
+    Every process of `world` makes its own Trainer and calls the same methods.
     """
 
     def __init__(
@@ -72,12 +74,13 @@ class Trainer:
         display: Display,
         evaluate: Callable[[HybridLM], Score],
         world: World = ALONE,
+        tell_size: Callable[[HybridLM], str] | None = None,
     ) -> None:
         self.config, self.folder, self.display, self.evaluate = config, folder, display, evaluate
-        self.world = world
+        self.world, self.tell_size = world, tell_size
         self.device = world.device(config.device)
         self.progress = Progress()
-        self.pace = Pace(config, world)
+        self.pace = Pace(config, world, tells_size=tell_size is not None)
         self.micro_sequences, self.micro_steps = split_batch(config.batch, world.size)
         self.batches = Batches(
             dataset.train,
@@ -135,7 +138,7 @@ class Trainer:
                 self.save()
             (signal,) = self.world.largest([stop[0] if stop else 0])
         if signal:
-            self.display.say(f"stopped after step {self.progress.step:,}; --resume goes on from it")
+            self.display.say(f"stopped after step {self.progress.step:,}; {HOW_TO_GO_ON}")
             raise Stopped(int(signal))
 
     def save(self) -> None:
@@ -159,13 +162,15 @@ class Trainer:
         self.pace.start()
         while True:
             decision = self.pace.decide(step, stop)
-            if under_way is not None and (decision.save or decision.evaluate or not decision.step):
+            if under_way is not None and (decision.interrupts or not decision.step):
                 self._settle(under_way)
                 under_way = None
             if decision.save:
                 self.save()
             if decision.evaluate:
                 self._evaluate()
+            if decision.size:
+                self._tell_size()
             if not decision.step:
                 break
             step += 1
@@ -231,12 +236,19 @@ class Trainer:
         self.display.update(record, left)
 
     def _evaluate(self) -> None:
-        with self.pace.evaluation():
+        with self.pace.paused():
             score = self.evaluate(self.model)
+            self.pace.evaluated()
             share = self.pace.budget.share(self.progress.step, self.progress.seconds)
             write_record(self._metrics, evaluation_record(self.progress, share, score))
             step = f"{self.progress.step:,}"
             self.display.say(f"validation after step {step}: {score.bpb:.4f} bits/byte")
+
+    def _tell_size(self) -> None:
+        with self.pace.paused():
+            if self.world.is_first and self.tell_size is not None:
+                self.display.say(self.tell_size(self.model))
+            self.pace.size_told()
 
     def _prime(self) -> None:
         """Compiles all that a step runs, then puts model, optimiser and data back.

@@ -189,7 +189,11 @@ class Optimiser:
 
 
 def partition(model: HybridLM) -> dict[str, dict[str, Tensor]]:
-    """The model's parameters by group and name: each in exactly one, or a ValueError."""
+    """The model's parameters by group and name: each in exactly one, or a ValueError.
+
+    One without elements is frozen whatever its group: a model of one block has no skips, so
+    their weights get no gradient, and Adam would have no state for them.
+    """
     declared = model.parameter_groups()
     groups: dict[str, dict[str, Tensor]] = {name: {} for name in GROUPS}
     for name, parameter in model.named_parameters():
@@ -202,5 +206,5 @@ def partition(model: HybridLM) -> dict[str, dict[str, Tensor]]:
             raise ValueError(
                 f"parameter {name} is in group 'matrix' but has shape {parameter.shape}"
             )
-        groups[group][name] = parameter
+        groups[group if parameter.numel() else "frozen"][name] = parameter
     return groups

@@ -16,6 +16,9 @@ SLOW = 1.0
 """Seconds from which on a step is waited for at once: the gap is nothing beside it, and whether
 the next one fits the budget is then known better."""
 
+FIRST_SIZE = 5.0
+"""Seconds of training until the size of the artifact is told; again whenever they have doubled."""
+
 
 class Decision(NamedTuple):
     """What comes next, in this order; all numbers, as processes exchange them (1 is yes)."""
@@ -24,6 +27,8 @@ class Decision(NamedTuple):
     """Write a checkpoint."""
     evaluate: float = 0
     """Score the model on the validation split."""
+    size: float = 0
+    """Tell how large the artifact would be."""
     step: float = 0
     """Launch another step; without it training is over."""
     factor: float = 0
@@ -33,6 +38,11 @@ class Decision(NamedTuple):
     signal: float = 0
     """The signal that asks to stop, in whichever process it arrived."""
 
+    @property
+    def interrupts(self) -> bool:
+        """Whether the last step has to be done before what comes first."""
+        return bool(self.save or self.evaluate or self.size)
+
 
 class Pace:
     """The clock of a run, how long its steps take, and what follows from that.
@@ -40,8 +50,8 @@ class Pace:
     Every process has one and tells it the same; only the clock of the first decides.
     """
 
-    def __init__(self, config: RunConfig, world: World) -> None:
-        self.config, self.world = config, world
+    def __init__(self, config: RunConfig, world: World, *, tells_size: bool) -> None:
+        self.config, self.world, self.tells_size = config, world, tells_size
         self.budget = Budget.of(config)
         self.resume(Progress())
 
@@ -55,7 +65,7 @@ class Pace:
     def start(self) -> None:
         """Starts the clock, once all processes are here."""
         self._saved_at = self.clock.elapsed
-        self._settled_at = time.perf_counter()  # the next step did not take the time of writing
+        self._size_told_at = max(self.clock.elapsed, FIRST_SIZE / 2)
         self._evals_done = int(self._share(self.settled) * (self.config.evals + 1))
         self.world.largest([0])
         self._settled_at = time.perf_counter()
@@ -72,12 +82,19 @@ class Pace:
         self._saved_at = self.clock.elapsed
         self._settled_at = time.perf_counter()  # the next step did not take the time of writing
 
+    def evaluated(self) -> None:
+        """The model was scored."""
+        self._evals_done += 1
+
+    def size_told(self) -> None:
+        """The size of the artifact was told."""
+        self._size_told_at = self.clock.elapsed
+
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """The clock stands still meanwhile."""
         self.clock.pause()
         yield
-        self._evals_done += 1
         self._settled_at = time.perf_counter()
         self.clock.start()
 
@@ -96,6 +113,7 @@ class Pace:
             decision = Decision(
                 save=self.settled > 0 and since_save >= self.config.checkpoint_seconds,
                 evaluate=self._evals_done < int(self._share(step) * evals) < evals,
+                size=self.tells_size and self.clock.elapsed >= 2 * self._size_told_at,
                 step=self._fits(step + 1),
                 factor=lr_factor(self.config.schedule, self.budget, step, self._elapsed(step)),
                 wait=self.step_seconds > SLOW,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scangolf.device import pick_device
 from scangolf.errors import UserError
+from scangolf.train.checkpoint import HOW_TO_GO_ON
 
 T = TypeVar("T")
 
@@ -144,8 +145,7 @@ class World:
             if not isinstance(error, dist.DistError) and "gloo" not in str(error):
                 raise
             raise UserError(
-                "another process of this run ended before it was done; continue with --resume "
-                "from the last checkpoint"
+                f"another process of this run ended before it was done; {HOW_TO_GO_ON}"
             ) from error
 
 
