@@ -207,7 +207,7 @@ def inside(rank: int, folder: Path, data: str, port: int) -> None:
         )
         with shared.batches as batches:
             found["batches"] = [next(batches)[0] for _ in range(shared.micro_steps)]
-        shared.batches.load_state_dict({"position": 0})
+        shared.batches.seek(0)
         settle = shared._settle
 
         def interrupt(launched: Any) -> None:

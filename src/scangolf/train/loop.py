@@ -118,7 +118,7 @@ class Trainer:
             self.optimiser.load_state(
                 {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
             )
-            self.batches.load_state_dict({"position": self.progress.position})
+            self.batches.seek(self.progress.position)
             self.pace.resume(self.progress)
         self.world.first(lambda: drop_later(self.folder / "metrics.jsonl", self.progress.step))
 
@@ -262,7 +262,7 @@ class Trainer:
             if self.micro_steps > 1:  # the second one adds to the gradients
                 self._accumulate(*next(self.batches), sums, last=True)
             self.optimiser.step(0.0)
-        self.batches.load_state_dict({"position": 0})
+        self.batches.seek(0)
         self.optimiser.reset()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
