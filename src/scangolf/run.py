@@ -98,6 +98,8 @@ def run(
         display.say("scoring the whole validation split")
         val_score = trainer.evaluate(trainer.model)
         world.first(lambda: _record_score(folder, trainer.progress, val_score))
+        if config.artifact.scheme == "mixed-rans":
+            display.say("calibrating the artifact's steps: on a CPU this can take a minute or two")
         display.say("writing the artifact, reading it back and scoring it")
         summary = _finish(trainer, dataset, folder, val_score, code_bytes)
     finally:

@@ -74,11 +74,15 @@ def quantize(
     """
 
     def verb() -> None:
+        from rich.console import Console
+
         from scangolf.requantize.curve import quantize_curve, quantize_run
 
+        busy = Console(stderr=True).status("calibrating on the run's training data, then rounding")
         file = run / "quantized.sg" if out is None else out
         if len(bytes) > 1:
-            curve = quantize_curve(run, file, sizes=bytes, device=device)
+            with busy:
+                curve = quantize_curve(run, file, sizes=bytes, device=device)
             _show_curve(curve, png, json)
             return
         if png is not None:
@@ -86,7 +90,10 @@ def quantize(
         from scangolf.submission.forms import code_bytes
 
         max_bytes = bytes[0] if bytes else None
-        values = quantize_run(run, file, max_bytes=max_bytes, code_bytes=code_bytes, device=device)
+        with busy:
+            values = quantize_run(
+                run, file, max_bytes=max_bytes, code_bytes=code_bytes, device=device
+            )
         print_values(values, json)
 
     return verb
