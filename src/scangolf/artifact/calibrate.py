@@ -85,9 +85,11 @@ class _Products(TorchFunctionMode):
                 skipped = weight.storage_offset() - owner.storage_offset()
                 name, row = self.names[id(owner)], skipped // owner.shape[1]
                 self.products.append(_Product(name, row, None, x.detach(), out))
-        elif func is torch.mul and id(args[0]) in self.names and args[1].shape[1:] == (1,):
-            # `out` is kept, so that no later tensor has its id.
-            self.scaled[id(out)] = (out, self.names[id(args[0])], args[1].detach()[:, 0])
+        elif func is torch.mul and id(args[0]) in self.names:
+            weight, gain = args
+            if isinstance(gain, Tensor) and gain.shape == (len(weight), 1):
+                # `out` is kept, so that no later tensor has its id.
+                self.scaled[id(out)] = (out, self.names[id(weight)], gain.detach()[:, 0])
         elif func is F.embedding:
             self.lookups.append(out)
         return out

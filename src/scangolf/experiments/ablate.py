@@ -23,6 +23,7 @@ from scangolf.experiments.tables import print_checked, print_outcome, waiting
 from scangolf.experiments.trial import Trial, try_out
 from scangolf.experiments.work import Job, record_failure, work
 from scangolf.report.page import duration
+from scangolf.train.signals import handling
 from scangolf.train.trackers import TrackerName, check_installed
 
 
@@ -158,9 +159,5 @@ def _passing_on(process: BaseProcess) -> Iterator[list[int]]:
         if number == signal.SIGTERM and process.pid is not None:
             os.kill(process.pid, number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handling(note):
         yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

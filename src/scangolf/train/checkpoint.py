@@ -7,7 +7,6 @@ beside their target and moved into place, and the older checkpoint is removed on
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from scangolf.data.shards import file_sha256
 from scangolf.errors import UserError
 from scangolf.train.schedule import Progress
 
@@ -34,7 +34,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progr
     pointer = folder / "latest.part"
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata)
-        pointer.write_text(json.dumps({"file": path.name, "sha256": sha256(part)}))
+        pointer.write_text(json.dumps({"file": path.name, "sha256": file_sha256(part)}))
         os.replace(part, path)
         os.replace(pointer, folder / "latest.json")
     except (OSError, SafetensorError) as error:
@@ -63,7 +63,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
     try:
         latest = json.loads(pointer.read_text())
         path = folder / latest["file"]
-        if sha256(path) != latest["sha256"]:
+        if file_sha256(path) != latest["sha256"]:
             raise ValueError("its SHA-256 is not the one it was written with")
         with safe_open(path, framework="pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
@@ -73,8 +73,3 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
             f"{folder}: the checkpoint is damaged ({error}); restore it from a copy, "
             "or start the run anew in another folder"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
