@@ -1,8 +1,9 @@
 """Scheme "mixed-rans": the weights in the steps that lose least within a number of bytes.
 
 The level (steps.py) is the only choice: rounding is tried at the finest level worth having, and
-where that takes too many bytes at the level at which a prediction says they will do, until they
-do. GPTQ rounds, and the size is that of the file itself.
+where that takes too many bytes at the level at which a prediction says they will do. Once a file
+was too large and another fits, the next level lies between theirs, in proportion to their sizes.
+GPTQ rounds, and the size is that of the file itself.
 
 Shapes: R rows, D columns, N codes.
 """
@@ -67,7 +68,8 @@ def fit(
     }
     n_weights = sum(w.numel() for w in state.values())
     finest = level = finest_level(matrices.values())
-    best = None
+    too_large, fitting = (finest, 0), None  # level and bytes
+    best, reach = None, 1
     for _ in range(ROUNDS):
         rounded, loss = _round(matrices, level)
         content = encode(stored | rounded, model_config, tokenizer, SCHEME)
@@ -76,8 +78,17 @@ def fit(
             best = Mixed(content, 8 * len(content) / n_weights, loss)
         if 0 <= spare <= SLACK * max_bytes or (spare >= 0 and level <= finest):
             break
-        wanted = predicted_code_bytes(matrices, level) + spare - SLACK / 2 * max_bytes
-        level = max(finest, _level_for(matrices, wanted, finest))
+        if spare < 0:
+            too_large = level, len(content)
+        else:
+            fitting = level, len(content)
+        aim = max_bytes * (1 - SLACK / 2)
+        if fitting is None:
+            wanted = predicted_code_bytes(matrices, level) - reach * (len(content) - aim)
+            level = _level_for(matrices, wanted, level)
+            reach *= 2  # had the prediction been right, this would be the last time
+        else:
+            level = _between(too_large, fitting, aim)
     if best is None:
         raise UserError(
             f"{n_weights:,} weights do not fit into {max_bytes:,} bytes: train a smaller model, or "
@@ -114,9 +125,9 @@ def predicted_code_bytes(matrices: Mapping[str, Matrix], level: float) -> float:
     return predicted_bytes(sampled) * n_all / max(n_sampled, 1)
 
 
-def _level_for(matrices: Mapping[str, Matrix], n_bytes: float, finest: float) -> float:
-    """The level at which the codes should take `n_bytes`, by bisection."""
-    low, high = finest, finest + 16.0
+def _level_for(matrices: Mapping[str, Matrix], n_bytes: float, low: float) -> float:
+    """The level above `low` at which the codes should take `n_bytes`, by bisection."""
+    high = low + 16.0
     while high - low > 0.002:
         middle = (low + high) / 2
         if predicted_code_bytes(matrices, middle) > n_bytes:
@@ -124,3 +135,9 @@ def _level_for(matrices: Mapping[str, Matrix], n_bytes: float, finest: float) ->
         else:
             high = middle
     return high
+
+
+def _between(too_large: tuple[float, int], fitting: tuple[float, int], n_bytes: float) -> float:
+    """The level at which a file takes `n_bytes` if its size is linear in the level in between."""
+    (fine, most), (coarse, least) = too_large, fitting
+    return fine + (coarse - fine) * (most - n_bytes) / (most - least)
