@@ -74,7 +74,8 @@ def test_what_is_not_installed(monkeypatch):
 
 def test_sizes_that_do_not_fit_in_registers():
     pytest.importorskip("triton")
-    q, v = torch.empty(1, 5, 2, 129), torch.empty(1, 5, 2, 16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, v = torch.empty(1, 5, 2, 129, device=device), torch.empty(1, 5, 2, 16, device=device)
     message = "they take key_dim and value_dim of 128 at most"
     assert why_not("triton", q, v) == why_not("triton", v, q) == message
 

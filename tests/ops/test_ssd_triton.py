@@ -67,7 +67,11 @@ def outputs_and_gradients(
 
 
 def check(inputs: dict[str, Tensor], chunk_size: int = 16, seq_idx: Tensor | None = None) -> None:
-    """Whatever memory held before is NaN: what is not written shows."""
+    """Whatever memory held before is NaN: what is not written shows.
+
+    Decays are exponentials of differences of float32 sums over a chunk. In chunks of 100 the sums
+    reach -254, where neighbouring numbers are 1.5e-5 apart, and so far off can a decay be.
+    """
     _ = [torch.full((1 << 16,), torch.nan, device=DEVICE) for _ in range(8)]
     got = outputs_and_gradients(
         ssd_scan, inputs, chunk_size=chunk_size, seq_idx=seq_idx, backend="triton"
@@ -75,6 +79,8 @@ def check(inputs: dict[str, Tensor], chunk_size: int = 16, seq_idx: Tensor | Non
     exact = {k: v.detach().double().requires_grad_() for k, v in inputs.items()}
     want = outputs_and_gradients(ssd_scan_sequential, exact, seq_idx=seq_idx)
     limits = LIMITS[inputs["x"].dtype]
+    if inputs["x"].dtype == torch.float32 and chunk_size >= 100:
+        limits = (2e-5, limits[1])
     for name, value in got.items():
         limit = limits[name not in ("y", "final")]
         assert relative_error(value, want[name]) < limit, name
