@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from scangolf.config import AttentionConfig, GDNConfig, RunConfig, S6Config, SSDConfig
 from scangolf.data.shards import open_dataset
 from scangolf.errors import UserError
-from scangolf.experiments.plan import find_plan, read_plan, resolve
+from scangolf.experiments.plan import SHIPPED, find_plan, read_plan, resolve
 from scangolf.experiments.settings import checked, with_settings
 from scangolf.experiments.trial import try_out
 from scangolf.model import HybridLM
@@ -169,11 +170,11 @@ def test_plans_are_found_by_path_and_by_name(tmp_path: Path) -> None:
     assert find_plan("seed-ablation").name == "seed-ablation.toml"
     path = write(tmp_path, "[variants.a]\n")
     assert find_plan(str(path)) == path
-    with pytest.raises(UserError, match=r"seed-ablations: no such plan.*: seed-ablation"):
+    with pytest.raises(UserError, match=r"seed-ablations: no such plan.*, seed-ablation"):
         find_plan("seed-ablations")
 
 
-# --- the plan that comes with the package -------------------------------------------------------
+# --- the plans that come with the package -------------------------------------------------------
 
 
 def architecture(config: RunConfig) -> str:
@@ -196,6 +197,24 @@ def test_the_published_ablation_is_22_variants_of_7_architectures() -> None:
     assert budgets == {(180.0, None)}
 
 
+def test_hybrid_and_attention_differ_in_the_model_and_the_length_alone() -> None:
+    plan = read_plan(find_plan("hybrid-against-attention"))
+    configs = resolve(plan).configs
+    assert configs.keys() == plan.variants.keys()
+    assert len(plan.seeds) >= 3
+    hybrid = configs["hybrid"]
+    assert hybrid == dataclasses.replace(PRESETS["hybrid"](), data=hybrid.data, seed=plan.seeds[0])
+    for config in configs.values():
+        batch = dataclasses.replace(config.batch, seq_len=hybrid.batch.seq_len)
+        model = dataclasses.replace(
+            config.model, pattern=hybrid.model.pattern, n_layers=hybrid.model.n_layers
+        )
+        assert dataclasses.replace(config, model=model, batch=batch) == hybrid
+    with torch.device("meta"):
+        sizes = {n: HybridLM(c.model, seed=None).n_parameters for n, c in configs.items()}
+    assert sizes["attention-deep"] == pytest.approx(sizes["hybrid"], rel=0.05)
+
+
 SMALL: dict[str, Any] = {
     "d_model": 32,
     "mlp_width": 32,
@@ -207,10 +226,17 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("variant", read_plan(find_plan("seed-ablation")).variants)
-def test_every_variant_of_it_runs_forward_and_backward(variant: str, dataset: Path) -> None:
+SHIPPED_VARIANTS = [
+    (path.stem, variant)
+    for path in sorted(SHIPPED.glob("*.toml"))
+    for variant in read_plan(path).variants
+]
+
+
+@pytest.mark.parametrize(("plan", "variant"), SHIPPED_VARIANTS)
+def test_every_variant_runs_forward_and_backward(plan: str, variant: str, dataset: Path) -> None:
     """With its own layers, blocks and loops, at a width that a test can afford."""
-    config = resolve(read_plan(find_plan("seed-ablation")), data=str(dataset)).configs[variant]
+    config = resolve(read_plan(find_plan(plan)), data=str(dataset)).configs[variant]
     model = dataclasses.replace(config.model, **SMALL)
     batch = dataclasses.replace(config.batch, seq_len=64)
     config = dataclasses.replace(config, model=model, batch=batch, device="cpu")
