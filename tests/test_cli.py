@@ -124,6 +124,19 @@ def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[
     row = "hybrid 9: 3 ssd : 1 attention 23,121,632 mixed-rans 5.51 bits a weight yes"
     assert hybrid == row.split()
 
+    main(["presets", "hybrid", "--bits", "4.5", "--json"])
+    larger = json.loads(capsys.readouterr().out)
+    main(["presets", "hybrid", "--bits", "4.5"])
+    shown = capsys.readouterr().out
+    assert larger.keys() == {"--model.mlp-width 1536", "--model.n-layers 10"}
+    for options, row in larger.items():
+        assert f"{options} {row['parameters']:,} {row['bits_per_weight']:.2f}" in " ".join(
+            shown.split()
+        )
+    assert "hybrid cannot be larger" in refusal(capsys, "presets", "hybrid", "--bits", "6")
+    assert "of which preset?" in refusal(capsys, "presets", "--bits", "4")
+    assert "needs a number above 0" in refusal(capsys, "presets", "hybrid", "--bits", "0")
+
     main(["presets", "tiny", "--json"])
     assert json.loads(capsys.readouterr().out)["preset"] == "tiny"
     main(["presets", "tiny"])

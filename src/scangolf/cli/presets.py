@@ -11,6 +11,7 @@ from tyro.conf import Positional
 from scangolf.cli.app import PresetName, Verb, app
 from scangolf.config import RunConfig, to_dict
 from scangolf.console import print_values, wide_console
+from scangolf.errors import UserError
 from scangolf.recipes import PRESETS
 
 if TYPE_CHECKING:
@@ -18,15 +19,21 @@ if TYPE_CHECKING:
 
 
 @app.command
-def presets(name: Positional[PresetName | None] = None, json: bool = False) -> Verb:
+def presets(
+    name: Positional[PresetName | None] = None, bits: float | None = None, json: bool = False
+) -> Verb:
     """Every preset with its layers, its parameters and whether it will fit, or one of them whole.
 
     Args:
         name: Show this one's configuration.
+        bits: Show how large it could be instead, with so many bits left for every weight.
         json: Print JSON.
     """
 
     def verb() -> None:
+        if bits is not None:
+            _show_larger(name, bits, json)
+            return
         if name is not None:
             print_values(to_dict(PRESETS[name]()), json)
             return
@@ -39,6 +46,44 @@ def presets(name: Positional[PresetName | None] = None, json: bool = False) -> V
             _print_table(configs, rooms)
 
     return verb
+
+
+def _show_larger(name: PresetName | None, bits: float, json: bool) -> None:
+    """The options that make a preset larger, and what they make of it."""
+    from scangolf.artifact.grow import grow
+    from scangolf.submission.forms import code_bytes_at_most
+
+    if name is None:
+        raise UserError(
+            f"--bits {bits:g}: of which preset? write scangolf presets hybrid --bits ..."
+        )
+    if not bits > 0:
+        raise UserError(f"--bits {bits:g}: needs a number above 0, such as 4.5")
+    config = PRESETS[name]()
+    grown = grow(config, code_bytes_at_most(config), bits)
+    if not grown:
+        raise UserError(
+            f"--bits {bits:g}: {name} cannot be larger with so many for every weight; ask for fewer"
+        )
+    rows = {
+        " ".join(f"--model.{k.replace('_', '-')} {v}" for k, v in g.settings.items()): {
+            "parameters": g.room.parameters,
+            "bits_per_weight": g.room.bits_per_weight,
+        }
+        for g in grown
+    }
+    if json:
+        print(dumps(rows, indent=2))
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(f"train {name} with", box=box.SIMPLE_HEAD)
+    table.add_column("parameters", justify="right")
+    table.add_column("bits a weight", justify="right")
+    for options, row in rows.items():
+        table.add_row(options, f"{row['parameters']:,}", f"{row['bits_per_weight']:.2f}")
+    wide_console().print(table)
 
 
 def _rooms(configs: Mapping[str, RunConfig]) -> dict[str, Room]:
