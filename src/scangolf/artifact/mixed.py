@@ -68,8 +68,8 @@ def fit(
     }
     n_weights = sum(w.numel() for w in state.values())
     finest = level = finest_level(matrices.values())
-    too_large, fitting = (finest, 0), None  # level and bytes
-    best, reach = None, 1
+    too_large = fitting = best = None  # of the first two: level and bytes
+    reach = 1
     for _ in range(ROUNDS):
         rounded, loss = _round(matrices, level)
         content = encode(stored | rounded, model_config, tokenizer, SCHEME)
@@ -83,12 +83,12 @@ def fit(
         else:
             fitting = level, len(content)
         aim = max_bytes * (1 - SLACK / 2)
-        if fitting is None:
+        if too_large and fitting:
+            level = _between(too_large, fitting, aim)
+        else:  # nothing fitted yet
             wanted = predicted_code_bytes(matrices, level) - reach * (len(content) - aim)
             level = _level_for(matrices, wanted, level)
-            reach *= 2  # had the prediction been right, this would be the last time
-        else:
-            level = _between(too_large, fitting, aim)
+            reach *= 2  # had the prediction been right, it would not come to this
     if best is None:
         raise UserError(
             f"{n_weights:,} weights do not fit into {max_bytes:,} bytes: train a smaller model, or "
