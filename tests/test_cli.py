@@ -88,6 +88,10 @@ def test_help_is_instant(args: str) -> None:
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),
+        (
+            ["data", "inspect", ".", "--tokenizer", "t"],
+            "--tokenizer t: . has its own; leave it out",
+        ),
         (["presets", "tinny"], "tiny"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -11,7 +11,7 @@ import pytest
 
 from scangolf.data import build, encode
 from scangolf.data.build import build_dataset
-from scangolf.data.inspect import inspect_shard, inspect_text
+from scangolf.data.inspect import inspect_dataset, inspect_shard, inspect_text
 from scangolf.data.shards import Split, open_dataset
 from scangolf.data.tokenizer import train_tokenizer
 from scangolf.errors import UserError
@@ -125,7 +125,7 @@ def test_what_the_documents_raise_is_raised_and_leaves_nothing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_inspecting_counts_a_shard_and_a_text_alike(tmp_path: Path) -> None:
+def test_inspecting_counts_a_shard_a_text_and_a_dataset_alike(tmp_path: Path) -> None:
     text = tmp_path / "val.jsonl"
     lines = [json.dumps({"text": text}) for text, split in DOCUMENTS if split == "val"]
     text.write_text("\n".join(lines))
@@ -150,6 +150,15 @@ def test_inspecting_counts_a_shard_and_a_text_alike(tmp_path: Path) -> None:
     }
     assert inspect_shard(path, TOKENIZER, 100, count) == {"file": str(path)} | expected
     assert inspect_text(text, TOKENIZER, 100, count) == {"file": str(text)} | expected
+    trained_on = [text for text, split in DOCUMENTS if split == "train"]
+    assert inspect_dataset(open_dataset(tmp_path / "cats"), 100, count) == {
+        "folder": str(tmp_path / "cats"),
+        "vocab_size": TOKENIZER.vocab_size,
+        "tokenizer_sha256": TOKENIZER.sha256,
+        "train": {"shards": 1, "tokens": len(stream("train")), "documents": len(trained_on)},
+        "val": {"shards": 1}
+        | {k: expected[k] for k in expected.keys() - {"max_token", "vocab_size"}},
+    }
     small = train_tokenizer(["cat"], 266)
     with pytest.raises(UserError, match=f"holds token {tokens.max()}, the tokenizer has 26"):
         inspect_shard(path, small, 100)

@@ -128,22 +128,30 @@ def data_inspect(
     seq_len: int = 1024,
     json: bool = False,
 ) -> Verb:
-    """What a shard or a text holds: tokens, documents, targets and the bytes behind them.
+    """What a dataset, a shard or a text holds: tokens, documents, targets, bytes behind them.
 
     Args:
-        path: A .bin shard, or text of the kinds that `data text` reads, one document a line.
+        path: A dataset folder, a .bin shard, or text that `data text` reads, one document a line.
         tokenizer: A SentencePiece model; for a shard of a dataset folder, its own unless given.
         seq_len: Tokens of a sequence, for the count of targets and their bytes.
         json: Print JSON.
     """
 
     def verb() -> None:
-        from scangolf.data.inspect import inspect_shard, inspect_text
+        from scangolf.data.inspect import inspect_dataset, inspect_shard, inspect_text
+        from scangolf.data.shards import open_dataset
         from scangolf.data.tokenizer import Tokenizer
         from scangolf.score.bpb import byte_table
 
         if seq_len < 1:
             raise UserError(f"--seq-len {seq_len}: needs at least 1")
+        if path.is_dir():
+            if tokenizer is not None:
+                raise UserError(f"--tokenizer {tokenizer}: {path} has its own; leave it out")
+            dataset = open_dataset(path)
+            count = byte_table(dataset.tokenizer).total
+            print_values(inspect_dataset(dataset, seq_len, count), json)
+            return
         beside = path.parent / "tokenizer.model"
         source = beside if tokenizer is None and beside.exists() else tokenizer
         model = None if source is None else Tokenizer.load(source)

@@ -1,4 +1,4 @@
-"""What a shard or a text holds."""
+"""What a dataset, a shard or a text holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scangolf.data.encode import encode_documents
-from scangolf.data.shards import Split, read_shard
+from scangolf.data.shards import Dataset, Split, read_shard
 from scangolf.data.text import read_documents
 from scangolf.data.tokenizer import BOS, Tokenizer
 from scangolf.errors import UserError
@@ -31,6 +31,28 @@ def inspect_shard(
     tokenizer did not make.
     """
     return _describe(path, read_shard(path), tokenizer, seq_len, count_bytes)
+
+
+def inspect_dataset(dataset: Dataset, seq_len: int, count_bytes: ByteCount) -> dict[str, Any]:
+    """Shards, tokens and documents of both splits, and what of the validation split is scored."""
+    tokens = dataset.val_tokens()
+    splits: dict[Split, tuple[np.memmap, ...]] = {"train": dataset.train, "val": dataset.val}
+    found = {
+        split: {
+            "shards": len(shards),
+            "tokens": sum(map(len, shards)),
+            "documents": sum(int(np.count_nonzero(shard == BOS)) for shard in shards),
+        }
+        for split, shards in splits.items()
+    }
+    scored = _scored(tokens, seq_len, count_bytes)
+    return {
+        "folder": str(dataset.folder),
+        "vocab_size": dataset.tokenizer.vocab_size,
+        "tokenizer_sha256": dataset.tokenizer.sha256,
+        "train": found["train"],
+        "val": found["val"] | scored,
+    }
 
 
 def inspect_text(
@@ -63,8 +85,13 @@ def _describe(
             f"{path}: holds token {found['max_token']}, the tokenizer has "
             f"{tokenizer.vocab_size:,}; pass the one it was made with"
         )
-    targets = (len(tokens) - 1) // seq_len * seq_len
-    found |= {"vocab_size": tokenizer.vocab_size, "seq_len": seq_len, "targets": targets}
+    return found | {"vocab_size": tokenizer.vocab_size} | _scored(tokens, seq_len, count_bytes)
+
+
+def _scored(tokens: np.ndarray, seq_len: int, count_bytes: ByteCount | None) -> dict[str, Any]:
+    """The targets of whole sequences, and the bytes behind them."""
+    targets = max(0, len(tokens) - 1) // seq_len * seq_len
+    found: dict[str, Any] = {"seq_len": seq_len, "targets": targets}
     if count_bytes is not None:
         found["bytes"] = count_bytes(tokens[:targets], tokens[1 : targets + 1])
     return found
