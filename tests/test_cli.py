@@ -15,6 +15,7 @@ import pytest
 from scangolf.artifact import save
 from scangolf.artifact.calibrate import calibrate
 from scangolf.cli import main
+from scangolf.data.shards import open_dataset
 from scangolf.recipes import PRESETS, tiny
 from scangolf.submission.forms import code_bytes
 from scangolf.train import pace
@@ -184,6 +185,7 @@ def test_from_text_to_a_scored_artifact(
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 12
     assert summary["tokens"] == 12 * 512
+    assert summary["epochs"] == 12 * 512 / sum(map(len, open_dataset(Path(data)).train))
     assert summary["artifact_bytes"] == (run / "artifact.sg").stat().st_size
     assert summary["total_bytes"] == summary["artifact_bytes"] + summary["code_bytes"]
     assert summary["fits"] is True

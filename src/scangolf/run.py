@@ -251,6 +251,7 @@ def _finish(
             "parameters": model.n_parameters,
             "steps": progress.step,
             "tokens": progress.tokens,
+            "epochs": progress.tokens / sum(map(len, dataset.train)),
             "train_seconds": progress.seconds,
             "tokens_per_second": progress.tokens / progress.seconds,
             "val_loss": score.loss,

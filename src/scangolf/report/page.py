@@ -194,6 +194,8 @@ def _facts(folder: RunFolder) -> Iterator[Fact]:
     yield count("Parameters", "parameters")
     yield count("Steps", "steps")
     yield count("Tokens trained on", "tokens")
+    if "epochs" in summary:  # newer than the first runs
+        yield Fact("Times the text was read", f"{summary['epochs']:.2f}", summary["epochs"])
     seconds = summary["train_seconds"]
     yield Fact("Training time", f"{seconds:,.2f}", seconds, "s")
     speed = summary["tokens_per_second"]
