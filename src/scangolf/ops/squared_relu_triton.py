@@ -34,7 +34,8 @@ class Tile:
 
 FORWARD = Tile(R=128, H=256, D=64, warps=8, stages=3)
 BACKWARD = Tile(R=128, H=128, D=64, warps=8, stages=4)
-"""What is in flight of the inputs and the tile of the output share 227 KB of shared memory."""
+SHARED_BYTES = 227 * 1024
+"""What is in flight of the inputs and the tile of the output are in shared memory."""
 
 
 @triton.jit(do_not_specialize=("rows",))
@@ -69,11 +70,11 @@ def backward_kernel(
 
 def takes(x: Tensor, up: Tensor) -> bool:
     """Whether the kernels can have x [..., D] and up [H, D]: 16 bits, rows of whole 16 bytes."""
-    return (
-        x.dtype in (torch.bfloat16, torch.float16)
-        and x.shape[-1] % 8 == up.shape[0] % 8 == 0
-        and (not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0))
-    )
+    if x.is_cuda:
+        gpu = torch.cuda.get_device_properties(x.device)
+        if gpu.major < 9 or gpu.shared_memory_per_block_optin < SHARED_BYTES:
+            return False
+    return x.dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == up.shape[0] % 8 == 0
 
 
 def hidden(x_RD: Tensor, up_HD: Tensor, tile: Tile = FORWARD) -> Tensor:
