@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from scangolf.train.progress import Display, Plain, plain_line
+from scangolf.train.progress import Display, Plain
 
 
 def make_display(log: Path) -> Display:
@@ -17,7 +17,10 @@ def make_display(log: Path) -> Display:
 
 
 class Live(Plain):
-    """A bar with the numbers of the last step, and the plain lines in the file."""
+    """A bar with the numbers of the last step, and the plain lines in the file.
+
+    The speed is that of the last line there.
+    """
 
     def __init__(self, log: Path) -> None:
         super().__init__(log)
@@ -30,10 +33,11 @@ class Live(Plain):
         self._progress.start()
 
     def update(self, record: dict[str, Any], seconds_left: float) -> None:
-        line = plain_line(record, seconds_left)
+        due = self.is_due(record)
+        line = self.line(record, seconds_left)
         description = line.split("  ", 1)[1].lstrip()
         self._progress.update(self._task, completed=record["share"], description=description)
-        if self.is_due(record):
+        if due:
             self.write(line)
 
     def say(self, line: str) -> None:
