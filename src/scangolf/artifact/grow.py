@@ -15,6 +15,7 @@ from scangolf.model import HybridLM
 WIDTH = 64
 """Widths are multiples of it: GPUs multiply such matrices in whole tiles."""
 MOST_STEPS = 1000
+"""An end for heads that can share out none of the widths."""
 
 
 @dataclasses.dataclass(frozen=True)
