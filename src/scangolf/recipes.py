@@ -65,8 +65,8 @@ def seed() -> RunConfig:
 def hybrid() -> RunConfig:
     """Three Mamba-2 blocks to one of attention.
 
-    Rate and weight decay were tuned in runs that read their text seven times (docs/LOG.md). Decay is
-    what such runs need; one that reads nothing twice may do better with less.
+    Rate and weight decay were tuned in runs that read their text seven times (docs/LOG.md). Such
+    runs need decay; one that reads nothing twice may do better with less.
     """
     return RunConfig(
         preset="hybrid",
@@ -120,7 +120,7 @@ def parallel() -> RunConfig:
 
 
 def golf() -> RunConfig:
-    """`hybrid` for 8 GPUs and 600 s, without decay, as it reads nothing twice; not measured yet."""
+    """`hybrid` for 8 GPUs and 600 s, without decay as it reads nothing twice; not measured yet."""
     return dataclasses.replace(
         hybrid(),
         preset="golf",
