@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from mixer_cases import CONFIG, filled
 
+from scangolf.layers import mlp as mlp_layer
 from scangolf.layers.attention import ROTARY_ROWS, Attention
 from scangolf.layers.conv import CausalConv
+from scangolf.layers.mlp import MLP
 from scangolf.layers.s6 import S6
 
 
@@ -101,3 +103,18 @@ def test_s6_position_by_position() -> None:
         y_E = (h_EN @ C_LN[t] + mixer.D * u_LE[t]) * F.silu(z_LE[t])
         expected = mixer.out_proj.gain * (y_E @ mixer.out_proj.weight.T)
         torch.testing.assert_close(found[0, t], expected)
+
+
+def test_mlp_by_its_operator_and_by_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = filled(MLP(CONFIG))
+    x_BLD = torch.randn(2, 5, 24, dtype=torch.float64, requires_grad=True)
+    u_BLH = x_BLD.detach() @ layer.up.weight.detach().T
+    y_BLD = u_BLH.clamp(min=0).square() @ layer.down.weight.detach().T * layer.down.gain.detach()
+    found = {}
+    for fused in (True, False):
+        monkeypatch.setattr(mlp_layer, "fused_takes", lambda *_, fused=fused: fused)
+        y = layer(x_BLD)
+        torch.testing.assert_close(y, y_BLD, rtol=1e-12, atol=1e-12)
+        found[fused] = torch.autograd.grad(y.sin().sum(), [x_BLD, *layer.parameters()])
+    for got, want in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)

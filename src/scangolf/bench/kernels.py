@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("flash", "fmha", "attention", "cudnn_generated"),
+    "attention": ("flash", "fmha", "attention", "cudnn"),
+    "convolutions": ("conv_",),
+    "norms, rotations": ("gated_norm", "rotate"),
+    "products": ("gemm", "nvjet", "cutlass", "cublas", "matmul", "splitkreduce", "product"),
     "scans": ("forward", "backward", "scan", "rule_kernel", "inverse_kernel", "adjoint",
               "scores_kernel", "keys_kernel", "summar", "ssd", "s6"),
-    "convolutions": ("conv",),
-    "products": ("gemm", "nvjet", "cutlass", "cublas", "matmul", "splitkreduce"),
     "copies": ("memcpy", "memset", "copy"),
     "optimiser": ("adam", "multi_tensor", "foreach"),
     "compiled": ("triton_",),

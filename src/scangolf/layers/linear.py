@@ -63,5 +63,9 @@ class OutProjection(Linear):
         super().init_weights(generator)
         nn.init.ones_(self.gain)
 
+    def scaled_weight(self, dtype: torch.dtype) -> Tensor:
+        """The weight with its rows multiplied by the gain."""
+        return torch.mul(self.weight, self.gain[:, None]).to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, torch.mul(self.weight, self.gain[:, None]).to(x.dtype))
+        return F.linear(x, self.scaled_weight(x.dtype))

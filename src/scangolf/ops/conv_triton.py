@@ -84,7 +84,7 @@ def load_past(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def forward_kernel(
+def conv_forward_kernel(
     x, weight, bias, seq_idx, initial, y,
     length, chunks, chunk_length, channels, blocks, x_batch, x_row,
     K: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
@@ -121,7 +121,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def backward_kernel(
+def conv_backward_kernel(
     grad_y, x, weight, bias, seq_idx, initial, grad_x, grad_initial, grad_parameters,
     length, chunks, chunk_length, channels, blocks, x_batch, x_row, dy_batch, dy_row,
     K: tl.constexpr, C: tl.constexpr, T: tl.constexpr,
@@ -226,7 +226,7 @@ def forward(
     cut = _Cut(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     with torch.cuda.device_of(x):
-        forward_kernel[(cut.programs,)](
+        conv_forward_kernel[(cut.programs,)](
             x, *_parameters(x, weight, bias, seq_idx, initial), y,
             *cut.sizes, x.stride(0), x.stride(1),
             **_constants(weight, bias, seq_idx, initial),
@@ -251,7 +251,7 @@ def backward(
         (x.shape[0] * cut.chunks, taps + 1, x.shape[2]), dtype=torch.float32, device=x.device
     )
     with torch.cuda.device_of(x):
-        backward_kernel[(cut.programs,)](
+        conv_backward_kernel[(cut.programs,)](
             grad_y, x, *_parameters(x, weight, bias, seq_idx, initial),
             grad_x, grad_initial, parts,
             *cut.sizes, x.stride(0), x.stride(1), grad_y.stride(0), grad_y.stride(1),

@@ -22,7 +22,7 @@ WARPS = 4
 
 
 @triton.jit(do_not_specialize=("rows",))
-def forward_kernel(
+def gated_norm_kernel(
     x, z, y, rows, channels, eps, R: tl.constexpr, E: tl.constexpr
 ):  # fmt: skip
     at, inside = place(rows, channels, R, E)
@@ -34,7 +34,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=("rows",))
-def backward_kernel(
+def gated_norm_backward_kernel(
     grad_y, x, z, grad_x, grad_z, rows, channels, eps, R: tl.constexpr, E: tl.constexpr
 ):  # fmt: skip
     at, inside = place(rows, channels, R, E)
@@ -65,7 +65,7 @@ def forward(x: Tensor, z: Tensor, eps: float) -> Tensor:
     """y, in the dtype and shape of x; no dimension is empty."""
     x, z = x.contiguous(), z.contiguous()
     y = torch.empty_like(x)
-    _launch(forward_kernel, x, z, y, eps=eps)
+    _launch(gated_norm_kernel, x, z, y, eps=eps)
     return y
 
 
@@ -73,7 +73,7 @@ def backward(grad_y: Tensor, x: Tensor, z: Tensor, eps: float) -> tuple[Tensor, 
     """Gradients of x and z."""
     grad_y, x, z = (v.contiguous() for v in (grad_y, x, z))
     grad_x, grad_z = torch.empty_like(x), torch.empty_like(z)
-    _launch(backward_kernel, grad_y, x, z, grad_x, grad_z, eps=eps)
+    _launch(gated_norm_backward_kernel, grad_y, x, z, grad_x, grad_z, eps=eps)
     return grad_x, grad_z
 
 

@@ -25,7 +25,7 @@ WARPS = 4
 
 
 @triton.jit(do_not_specialize=("rows", "length"))
-def forward_kernel(
+def rotate_kernel(
     x, cos, sin, gain, y, rows, length, eps,
     heads: tl.constexpr, pairs: tl.constexpr,
     R: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HAS_GAIN: tl.constexpr,
@@ -43,7 +43,7 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=("rows", "length"))
-def backward_kernel(
+def rotate_backward_kernel(
     grad_y, x, cos, sin, gain, grad_x, grad_gain, rows, length, eps,
     heads: tl.constexpr, pairs: tl.constexpr,
     R: tl.constexpr, H: tl.constexpr, W: tl.constexpr, HAS_GAIN: tl.constexpr,
@@ -110,7 +110,7 @@ def forward(x: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None, eps: float
     """y, in the dtype and shape of x; no dimension is empty."""
     launch = _Launch(x, cos, sin, gain, eps)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    launch(forward_kernel, y)
+    launch(rotate_kernel, y)
     return y
 
 
@@ -121,7 +121,7 @@ def backward(
     launch = _Launch(x, cos, sin, gain, eps)
     grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     parts = torch.empty((launch.programs, x.shape[2]), dtype=torch.float32, device=x.device)
-    launch(backward_kernel, grad_x, parts, before=(grad_y.contiguous(),))
+    launch(rotate_backward_kernel, grad_x, parts, before=(grad_y.contiguous(),))
     return grad_x, x.new_empty(0) if gain is None else parts.sum(0).to(gain.dtype)
 
 
