@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scangolf.config import ModelConfig
 from scangolf.layers.linear import Linear, OutProjection
@@ -19,6 +20,9 @@ from scangolf.ops.rotary import norm_rotate
 
 ROTARY_ROWS = 8192
 """Positions whose rotation is tabulated; later ones are computed when they come."""
+
+ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All but cuDNN, which plans for tens of ms at every new length, and decoding has one a token."""
 
 
 class AttentionState(NamedTuple):
@@ -84,9 +88,10 @@ class Attention(Mixer):
             k_BKSP = torch.cat([state.k_BKSP, k_BKSP], dim=2)
             v_BKSP = torch.cat([state.v_BKSP, v_BKSP], dim=2)
             visible_LS = self._visible(L, k_BKSP.shape[2], x_BLD.device)
-            y_BHLP = F.scaled_dot_product_attention(
-                q_BHLP, k_BKSP, v_BKSP, attn_mask=visible_LS, enable_gqa=True
-            )
+            with sdpa_kernel(ANY_LENGTH):
+                y_BHLP = F.scaled_dot_product_attention(
+                    q_BHLP, k_BKSP, v_BKSP, attn_mask=visible_LS, enable_gqa=True
+                )
             keep = slice(-self.window, None)
             state = AttentionState(k_BKSP[:, :, keep], v_BKSP[:, :, keep], start + L)
         return self.out_proj(y_BHLP.transpose(1, 2).reshape(B, L, -1)), state
