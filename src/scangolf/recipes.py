@@ -65,15 +65,19 @@ def seed() -> RunConfig:
 def hybrid() -> RunConfig:
     """Three Mamba-2 blocks to one of attention.
 
-    Rate and weight decay were tuned in runs that read their text seven times (docs/LOG.md). Such
-    runs need decay; one that reads nothing twice may do better with less.
+    Batch, rates and weight decay were tuned in runs that read their text two to seven times
+    (docs/LOG.md). Such runs need decay; one that reads nothing twice may do better with less.
     """
     return RunConfig(
         preset="hybrid",
         seconds=180.0,
-        model=ModelConfig(pattern="3 ssd : 1 attention"),
-        batch=BatchConfig(tokens=131_072, micro_tokens=131_072),
-        optim=OptimConfig(matrix_lr=0.03, weight_decay=0.2),
+        model=ModelConfig(
+            pattern="3 ssd : 1 attention",
+            tie_embeddings=False,
+            attention=AttentionConfig(n_heads=4, n_kv_heads=2),
+        ),
+        batch=BatchConfig(tokens=65_536),
+        optim=OptimConfig(matrix_lr=0.02, embedding_lr=0.02, momentum_steps=200, weight_decay=0.15),
         artifact=ArtifactConfig(scheme="mixed-rans"),
     )
 

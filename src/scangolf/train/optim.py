@@ -92,11 +92,15 @@ class Muon:
             updates += orthogonalise(nesterov_MRC, c.newton_schulz_steps)
         finish = self.shares.exchange(updates, update_dtype(self.momenta[0].device))
         meanwhile()
-        for matrix, update_RC in zip(self.matrices, finish(), strict=True):
-            rows, columns = matrix.shape
-            if c.weight_decay:
-                matrix.mul_(1 - lr * c.weight_decay)
-            matrix.add_(update_RC, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+        if c.weight_decay:
+            torch._foreach_mul_(self.matrices, 1 - lr * c.weight_decay)
+        todo = iter(finish())
+        for batch in self.batches:
+            rows, columns = batch[0].shape
+            # In float32, as a mixed sum would be one kernel for every matrix.
+            updates_MRC = torch.stack([next(todo) for _ in batch]).float()
+            scale = -lr * math.sqrt(max(1.0, rows / columns))
+            torch._foreach_add_(batch, updates_MRC.unbind(), alpha=scale)
         self.step_count += 1
 
     def reset(self) -> None:
