@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, _foreach_add_, _foreach_mul_  # pyright: ignore[reportPrivateImportUsage]
 
 from scangolf.config import OptimConfig
 from scangolf.model import HybridLM
@@ -93,14 +93,14 @@ class Muon:
         finish = self.shares.exchange(updates, update_dtype(self.momenta[0].device))
         meanwhile()
         if c.weight_decay:
-            torch._foreach_mul_(self.matrices, 1 - lr * c.weight_decay)
+            _foreach_mul_(self.matrices, 1 - lr * c.weight_decay)
         todo = iter(finish())
         for batch in self.batches:
             rows, columns = batch[0].shape
             # In float32, as a mixed sum would be one kernel for every matrix.
             updates_MRC = torch.stack([next(todo) for _ in batch]).float()
             scale = -lr * math.sqrt(max(1.0, rows / columns))
-            torch._foreach_add_(batch, updates_MRC.unbind(), alpha=scale)
+            _foreach_add_(batch, updates_MRC.unbind(), alpha=scale)
         self.step_count += 1
 
     def reset(self) -> None:
