@@ -1,9 +1,9 @@
 """Scheme "mixed-rans": the weights in the steps that lose least within a number of bytes.
 
-The level (steps.py) is the only choice: rounding is tried at the finest level worth having, and
-where that takes too many bytes at the level at which a prediction says they will do. Once a file
-was too large and another fits, the next level lies between theirs, in proportion to their sizes.
-GPTQ rounds, and the size is that of the file itself.
+The level (steps.py) is the only choice: the finest worth having, or where that would take too many
+bytes the one at which a prediction says that they will do. Once a file was too large and another
+fits, the next level lies between theirs, in proportion to their sizes. GPTQ rounds, and the size is
+that of the file itself.
 
 Shapes: R rows, D columns, N codes.
 """
@@ -29,7 +29,7 @@ from scangolf.errors import UserError
 SCHEME = "mixed-rans"
 SLACK = 0.002
 """Share of the bytes that may be left over; to use them up would take another round."""
-ROUNDS = 6
+ROUNDS = 8
 EVERY = 8
 """The prediction looks at every eighth column."""
 
@@ -67,7 +67,9 @@ def fit(
         if name in curvature and groups[name] in INT8_GROUPS
     }
     n_weights = sum(w.numel() for w in state.values())
-    finest = level = finest_level(matrices.values())
+    aim = max_bytes * (1 - SLACK / 2)
+    finest = finest_level(matrices.values())
+    level = _level_for(matrices, aim, finest)
     too_large = fitting = best = None  # of the first two: level and bytes
     reach = 1
     for _ in range(ROUNDS):
@@ -82,12 +84,11 @@ def fit(
             too_large = level, len(content)
         else:
             fitting = level, len(content)
-        aim = max_bytes * (1 - SLACK / 2)
         if too_large and fitting:
             level = _between(too_large, fitting, aim)
-        else:  # nothing fitted yet
-            wanted = predicted_code_bytes(matrices, level) - reach * (len(content) - aim)
-            level = _level_for(matrices, wanted, level)
+        else:
+            wanted = predicted_code_bytes(matrices, level) + reach * (aim - len(content))
+            level = _level_for(matrices, wanted, level if spare < 0 else finest)
             reach *= 2  # had the prediction been right, it would not come to this
     if best is None:
         raise UserError(
@@ -126,7 +127,9 @@ def predicted_code_bytes(matrices: Mapping[str, Matrix], level: float) -> float:
 
 
 def _level_for(matrices: Mapping[str, Matrix], n_bytes: float, low: float) -> float:
-    """The level above `low` at which the codes should take `n_bytes`, by bisection."""
+    """The level from `low` on at which the codes should take `n_bytes`, by bisection."""
+    if predicted_code_bytes(matrices, low) <= n_bytes:
+        return low
     high = low + 16.0
     while high - low > 0.002:
         middle = (low + high) / 2
