@@ -44,7 +44,7 @@ def test_a_width_that_the_heads_cannot_share_out_is_passed_over():
     assert HybridLM(larger, seed=None).n_parameters > LEFT / 4.0
 
 
-@pytest.mark.parametrize("bits", [2.0, 4.5])
+@pytest.mark.parametrize("bits", [3.0, 4.5])
 def test_fewer_bits_make_room(bits):
     config = PRESETS["tiny"]()
     for fewer, more in zip(

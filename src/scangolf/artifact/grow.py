@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import torch
 
 from scangolf.artifact.room import Room
-from scangolf.config import RunConfig, check_model
+from scangolf.config import ModelConfig, RunConfig, check_model
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
 
 WIDTH = 64
 """Widths are multiples of it: GPUs multiply such matrices in whole tiles."""
 MOST_STEPS = 1000
-"""An end for heads that can share out none of the widths."""
+"""How far a size is grown at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +43,36 @@ def grow(config: RunConfig, code_bytes: int, bits: float) -> list[Grown]:
         lambda steps: {"n_layers": model.n_layers + steps},
         wider,
     ]
+
+    def room(settings: dict[str, int]) -> Room:
+        with torch.device("meta"):
+            larger = HybridLM(dataclasses.replace(model, **settings), seed=None)
+        return Room.of(larger, config.artifact, code_bytes)
+
     found = []
     for kind in kinds:
-        larger = None
-        for steps in range(1, MOST_STEPS):
-            settings = kind(steps)
-            try:
-                resized = dataclasses.replace(model, **settings)
-                check_model(resized)
-            except UserError:  # a width that the heads cannot share out
-                continue
-            with torch.device("meta"):
-                room = Room.of(HybridLM(resized, seed=None), config.artifact, code_bytes)
-            if room.bits_per_weight < bits:
-                break
-            larger = Grown(settings, room)
-        if larger is not None:
-            found.append(larger)
+        sizes = [kind(steps) for steps in range(1, MOST_STEPS)]
+        sizes = [settings for settings in sizes if _valid(model, settings)]
+        count = _fitting(sizes, lambda settings: room(settings).bits_per_weight >= bits)
+        if count:
+            found.append(Grown(sizes[count - 1], room(sizes[count - 1])))
     return found
+
+
+def _valid(model: ModelConfig, settings: dict[str, int]) -> bool:
+    """Not a width that the heads cannot share out."""
+    try:
+        check_model(dataclasses.replace(model, **settings))
+    except UserError:
+        return False
+    return True
+
+
+def _fitting(sizes: Sequence[dict[str, int]], fits: Callable[[dict[str, int]], bool]) -> int:
+    """How many of ever larger sizes fit; few are looked at that are much larger than those."""
+    end = 1
+    while end <= len(sizes) and fits(sizes[end - 1]):
+        end *= 2
+    return bisect_left(
+        sizes, True, lo=end // 2, hi=min(end, len(sizes)), key=lambda size: not fits(size)
+    )
