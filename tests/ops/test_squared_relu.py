@@ -1,7 +1,7 @@
 """The MLP as one operator: torch operations, kernels and operator against float64.
 
 The kernels are called directly: on a machine without a GPU they run in Triton's interpreter, whose
-tensor descriptors do not know bfloat16. A GPU needs compute capability 9.0 for them.
+tensor descriptors do not know bfloat16. A GPU needs compute capability 9 for them.
 """
 
 import pytest
@@ -44,7 +44,7 @@ def test_kernels(shape, dtype):
     kernels = pytest.importorskip("scangolf.ops.squared_relu_triton")
     x = {k: v.to(DEVICE) for k, v in make_inputs(*shape, dtype=dtype).items()}
     if not kernels.takes(x["x"], x["up"]):
-        pytest.skip("they need compute capability 9.0 and its memory")
+        pytest.skip("they need compute capability 9")
     exact = {k: v.double() for k, v in x.items()}
     u = exact["x"] @ exact["up"].mT
     a = kernels.hidden(x["x"], x["up"])
@@ -72,7 +72,7 @@ def test_function_by_its_kernels():
     x = make_inputs(3, 1400, 128, 264, dtype=torch.bfloat16)
     there = {k: v.to(DEVICE) for k, v in x.items()}
     if not squared_relu.fused_takes(there["x"], there["up"]):
-        pytest.skip("they need compute capability 9.0 and its memory")
+        pytest.skip("they need compute capability 9")
     got = with_gradients(squared_relu_mlp, there)
     assert_close({k: v.cpu() for k, v in got.items()}, wanted(x), x)
 

@@ -60,7 +60,7 @@ def grow(config: RunConfig, code_bytes: int, bits: float) -> list[Grown]:
 
 
 def _valid(model: ModelConfig, settings: dict[str, int]) -> bool:
-    """Not a width that the heads cannot share out."""
+    """Heads cannot share out every width, and there are not any number of blocks."""
     try:
         check_model(dataclasses.replace(model, **settings))
     except UserError:

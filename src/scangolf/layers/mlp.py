@@ -17,8 +17,8 @@ class MLP(nn.Module):
         self.down = OutProjection(config.mlp_width, config.d_model)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        up = self.up.weight.to(x_BLD.dtype)
-        if fused_takes(x_BLD, up):
-            return squared_relu_mlp(x_BLD, up, self.down.scaled_weight(x_BLD.dtype))
+        if fused_takes(x_BLD, self.up.weight):
+            dtype = x_BLD.dtype
+            return squared_relu_mlp(x_BLD, self.up.weight.to(dtype), self.down.scaled_weight(dtype))
         # By the layers' own products, where the compiler fuses and calibration can see them.
         return self.down(F.relu(self.up(x_BLD)).square())

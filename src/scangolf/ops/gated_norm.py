@@ -14,7 +14,6 @@ Shapes: ... any leading dimensions, E channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
 from scangolf.ops.kernels import kernels_take
 from scangolf.ops.reference import state_dtype
@@ -48,7 +47,7 @@ def epsilon(x: Tensor) -> float:
     return torch.finfo(state_dtype(x)).eps
 
 
-@custom_op("scangolf::gated_rms_norm", mutates_args=())
+@torch.library.custom_op("scangolf::gated_rms_norm", mutates_args=())
 def _norm(x: Tensor, z: Tensor) -> Tensor:
     if kernels_take(x) and x.numel() > 0:
         from scangolf.ops.gated_norm_triton import forward
@@ -63,7 +62,7 @@ def _(x, z):
     return x.new_empty(x.shape)
 
 
-@custom_op("scangolf::gated_rms_norm_backward", mutates_args=())
+@torch.library.custom_op("scangolf::gated_rms_norm_backward", mutates_args=())
 def _norm_backward(grad_y: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and z, contiguous."""
     if kernels_take(x) and x.numel() > 0:

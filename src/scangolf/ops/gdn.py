@@ -17,7 +17,6 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from scangolf.ops.checks import check_backend, check_delta_rule
 from scangolf.ops.gdn_backends import Backend, implementation, saved
@@ -109,7 +108,7 @@ def gated_delta_rule(
 # --- registration -------------------------------------------------------------------------------
 
 
-@custom_op("scangolf::gated_delta_rule", mutates_args=())
+@torch.library.custom_op("scangolf::gated_delta_rule", mutates_args=())
 def _rule(
     q: Tensor,
     k: Tensor,
@@ -138,7 +137,7 @@ def _(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend):
     )
 
 
-@custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
+@torch.library.custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
 def _rule_backward(
     grad_o: Tensor,
     grad_final: Tensor | None,

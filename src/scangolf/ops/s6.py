@@ -16,7 +16,6 @@ from typing import Literal, overload
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from scangolf.ops.checks import check_backend, check_scan
 from scangolf.ops.reference import state_dtype
@@ -122,7 +121,7 @@ def selective_scan(
 # --- registration -------------------------------------------------------------------------------
 
 
-@custom_op("scangolf::selective_scan", mutates_args=())
+@torch.library.custom_op("scangolf::selective_scan", mutates_args=())
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -155,7 +154,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_id
     )
 
 
-@custom_op("scangolf::selective_scan_backward", mutates_args=())
+@torch.library.custom_op("scangolf::selective_scan_backward", mutates_args=())
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,

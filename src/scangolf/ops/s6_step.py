@@ -6,7 +6,6 @@ Shapes: B batch, D channels, N state, G groups of channels.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.library import custom_op
 
 from scangolf.ops.checks import check_step
 from scangolf.ops.kernels import kernels_take
@@ -88,7 +87,7 @@ def _plain_step(
 # --- registration -------------------------------------------------------------------------------
 
 
-@custom_op("scangolf::selective_state_update", mutates_args=())
+@torch.library.custom_op("scangolf::selective_state_update", mutates_args=())
 def _step(
     state: Tensor,
     u: Tensor,

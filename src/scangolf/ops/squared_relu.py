@@ -9,8 +9,8 @@ sqrt(a). On GPUs that can, squares and roots are taken inside of the products
 Shapes: ... any leading dimensions, R rows of them all, D channels, H hidden ones.
 """
 
+import torch
 from torch import Tensor
-from torch.library import custom_op
 
 from scangolf.ops.kernels import HAS_TRITON
 
@@ -19,7 +19,8 @@ FEWEST_ROWS = 4096
 
 
 def fused_takes(x: Tensor, up: Tensor) -> bool:
-    """Whether the kernels can have an MLP's input x and its first matrix, and are worth it."""
+    """Whether the kernels can have an MLP's input x and a first matrix of up's shape, and are
+    worth it."""
     if not (HAS_TRITON and x.is_cuda and x.numel() >= FEWEST_ROWS * x.shape[-1]):
         return False
     from scangolf.ops.squared_relu_triton import takes
@@ -54,7 +55,7 @@ def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return y
 
 
-@custom_op("scangolf::squared_relu_mlp", mutates_args=())
+@torch.library.custom_op("scangolf::squared_relu_mlp", mutates_args=())
 def _mlp(x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """y, and a [..., H] for the backward pass."""
     x_RD = x.reshape(-1, x.shape[-1])
@@ -72,7 +73,7 @@ def _(x, up, down):
     return x.new_empty(x.shape), x.new_empty(*x.shape[:-1], len(up))
 
 
-@custom_op("scangolf::squared_relu_mlp_backward", mutates_args=())
+@torch.library.custom_op("scangolf::squared_relu_mlp_backward", mutates_args=())
 def _mlp_backward(
     grad_y: Tensor, x: Tensor, up: Tensor, down: Tensor, a: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
