@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scangolf.model import HybridLM
+from scangolf.train.recorded import RecordedPass
 from scangolf.train.world import World
 
 
@@ -58,12 +59,34 @@ class Gradients:
                 self.loss,
                 gradient_as_bucket_view=True,  # saves a copy of every gradient
             )
+        self.recorded: tuple[RecordedPass, ...] = ()
+        """A step's first pass and those after it, once they are recorded."""
+        self.first = True
+        """Whether the next micro-batch is the first of a step."""
+
+    def record(self, x_BL: Tensor, y_BL: Tensor) -> None:
+        """From now on passes over batches of this shape are replayed as CUDA graphs.
+
+        After a whole step, which has compiled them. Not with several processes, where
+        DistributedDataParallel has its part in the backward pass.
+        """
+        if self.distributed is not None:
+            return
+        parameters = [p for p in self.loss.trained if p.requires_grad]
+        weight = 1 / self.micro_steps
+        first = RecordedPass(self.loss, parameters, x_BL, y_BL, weight)
+        self.recorded = (first,)
+        if self.micro_steps > 1:
+            self.recorded += (RecordedPass(self.loss, parameters, x_BL, y_BL, weight, first),)
 
     def add(self, x_BL: Tensor, y_BL: Tensor, *, last: bool) -> Tensor:
         """Adds a micro-batch's part and returns its mean loss; with the `last` all parts are in.
 
         Only then may `grad` be read.
         """
+        first, self.first = self.first, last
+        if self.recorded:
+            return self.recorded[0 if first else -1].replay(x_BL, y_BL)
         module = self.distributed or self.loss
         with nullcontext() if last or not self.distributed else self.distributed.no_sync():
             loss = module(x_BL, y_BL)

@@ -44,7 +44,8 @@ from scangolf.train.signals import stop_requests
 from scangolf.train.world import ALONE, World
 
 PRIMING_STEPS = 2
-"""Steps that warm the compiler and the allocator before the clock starts; they leave no trace."""
+"""Steps that warm the compiler and the allocator before the clock starts, the last one as it will
+be replayed; they leave no trace."""
 
 
 @dataclass(frozen=True)
@@ -251,13 +252,15 @@ class Trainer:
             self.pace.size_told()
 
     def _prime(self) -> None:
-        """Compiles all that a step runs, then puts model, optimiser and data back.
+        """Compiles and records all that a step runs, then puts model, optimiser and data back.
 
         It takes real batches: for tensors of other strides the compiler would start again.
         """
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         sums = torch.zeros(2, device=self.device)
-        for _ in range(PRIMING_STEPS):
+        for n in range(PRIMING_STEPS):
+            if n == PRIMING_STEPS - 1:
+                self.gradients.record(*next(self.batches))
             self._accumulate(*next(self.batches), sums, last=self.micro_steps == 1)
             if self.micro_steps > 1:  # the second one adds to the gradients
                 self._accumulate(*next(self.batches), sums, last=True)

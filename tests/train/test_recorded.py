@@ -1,0 +1,84 @@
+"""Recorded passes give the losses and gradients of passes that are launched kernel by kernel."""
+
+import dataclasses
+
+import pytest
+import torch
+from loop_cases import config, made_up_dataset
+
+from scangolf.data.batches import Batches
+from scangolf.model import HybridLM
+from scangolf.train.gradients import Gradients
+from scangolf.train.loop import Trainer
+from scangolf.train.progress import Silent
+from scangolf.train.world import ALONE
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+PATTERN = "s6, ssd, gdn, attention"
+
+
+def model_and_batches(micro_steps: int) -> tuple[HybridLM, Batches]:
+    run = config()
+    model = HybridLM(dataclasses.replace(run.model, pattern=PATTERN), seed=3).cuda()
+    with torch.no_grad():
+        for parameter in model.parameters():  # zero output projections would hide gradients
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    model.compute_dtype = torch.bfloat16
+    sequences = 12 // micro_steps
+    shards = made_up_dataset().train
+    batches = Batches(
+        shards, seq_len=33, sequences=sequences, order="window", seed=1, device="cuda"
+    )
+    return model, batches
+
+
+@pytest.mark.parametrize("micro_steps", [1, 2, 3])
+def test_steps_are_those_of_passes_that_are_not_recorded(micro_steps: int) -> None:
+    torch.manual_seed(0)
+    model, batches = model_and_batches(micro_steps)
+    plain = Gradients(model, micro_steps, ALONE, compiled=False)
+    recorded = Gradients(model, micro_steps, ALONE, compiled=False)
+    with batches:
+        for step in range(4):
+            passes = [next(batches) for _ in range(micro_steps)]
+            found = []
+            for gradients in (plain, recorded):
+                losses = [
+                    gradients.add(*batch, last=i == micro_steps - 1)
+                    for i, batch in enumerate(passes)
+                ]
+                grads = [p.grad for p in model.parameters() if p.grad is not None]
+                found.append((torch.stack(losses), [grad.double().clone() for grad in grads]))
+                for parameter in model.parameters():
+                    parameter.grad = None
+            (losses, grads), (recorded_losses, recorded_grads) = found
+            assert len(set(losses.tolist())) == micro_steps
+            torch.testing.assert_close(recorded_losses, losses, rtol=1e-6, atol=0)
+            for grad, other in zip(grads, recorded_grads, strict=True):
+                # Some kernels add up in an order of their own each time.
+                assert (grad - other).norm() <= 2e-3 * grad.norm()
+            with torch.no_grad():
+                for parameter in model.parameters():  # weights change, their addresses do not
+                    parameter.mul_(1.01)
+            if step == 0:
+                recorded.record(*next(batches))
+    assert len(recorded.recorded) == min(micro_steps, 2)
+
+
+def test_a_compiled_run_is_recorded_and_leaves_no_trace_of_it(tmp_path) -> None:
+    runs = [dataclasses.replace(config(), device="cuda", compile=c) for c in (True, False)]
+    trainers = [
+        Trainer(run, made_up_dataset(), tmp_path, Silent(), lambda model: None) for run in runs
+    ]
+    assert [len(t.gradients.recorded) for t in trainers] == [2, 0]
+    for one, other in zip(*(t.model.parameters() for t in trainers), strict=True):
+        assert torch.equal(one, other)
+    batches = [next(t.batches) for t in trainers]
+    assert torch.equal(batches[0][0], batches[1][0])
+    losses = [
+        t.gradients.add(*batch, last=True) for t, batch in zip(trainers, batches, strict=True)
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
+    for trainer in trainers:
+        trainer.batches.close()
