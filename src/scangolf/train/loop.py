@@ -95,6 +95,7 @@ class Trainer:
         )
         self.table = byte_table(dataset.tokenizer).to(self.device)
         self.model = HybridLM(config.model, config.seed).to(self.device)
+        world.copy_first_(self.model.parameters())
         self.model.compute_dtype = compute_dtype(self.device)
         self.optimiser = Optimiser(self.model, config.optim, world)
         compiled = config.compile and self.device.type == "cuda"

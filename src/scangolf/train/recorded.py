@@ -15,7 +15,7 @@ from torch import Tensor, _foreach_add_, nn  # pyright: ignore[reportPrivateImpo
 
 
 class RecordedPass:
-    """A loss and its gradients by every parameter, for micro-batches of one shape.
+    """A loss and `share` of its gradients by every parameter, for micro-batches of one shape.
 
     Recorded while `loss` runs once, without computing anything; `replay` computes. It keeps the
     memory of one pass, and so do its gradients and parameters keep their addresses: parameters
@@ -31,7 +31,7 @@ class RecordedPass:
         parameters: Sequence[nn.Parameter],
         x_BL: Tensor,
         y_BL: Tensor,
-        weight: float,
+        share: float,
         after: RecordedPass | None = None,
     ) -> None:
         self.x_BL, self.y_BL = x_BL.clone(), y_BL.clone()
@@ -43,7 +43,7 @@ class RecordedPass:
         with torch.cuda.graph(self.graph, pool, capture_error_mode="thread_local"):
             mean = loss(self.x_BL, self.y_BL)
             self.loss = mean.detach()
-            self.grads = torch.autograd.grad(mean * weight, parameters)
+            self.grads = torch.autograd.grad(mean * share, parameters)
             if after is not None:
                 _foreach_add_(after.grads, self.grads)
                 self.grads = after.grads

@@ -112,6 +112,15 @@ class World:
         if self.size > 1:
             dist.all_reduce(values)
 
+    def sum_all_(self, tensors: Sequence[Tensor]) -> None:
+        """The same for many tensors of one dtype, in one message."""
+        if self.size > 1:
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
+            dist.all_reduce(flat)
+            sums = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, total in zip(tensors, sums, strict=True):
+                tensor.copy_(total.view_as(tensor))
+
     def copy_first_(self, tensors: Iterable[Tensor]) -> None:
         """Replaces tensors by those of the first process."""
         if self.size > 1:
