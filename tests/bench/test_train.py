@@ -1,5 +1,6 @@
 """The benchmark of training steps on a CPU, and how kernels are grouped."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from scangolf.bench.kernels import Kernel, groups
 from scangolf.bench.model_flop import training_flop
 from scangolf.bench.timing import Stopwatch
 from scangolf.cli import main
+from scangolf.config import SSDConfig
 from scangolf.data.shards import Dataset
 from scangolf.data.tokenizer import train_tokenizer
 from scangolf.model import HybridLM
@@ -42,6 +44,24 @@ def test_cells_are_what_the_steps_took(capsys: pytest.CaptureFixture[str]) -> No
         assert (cell["peak_gib"], cell["kernels"]) == (None, [])
 
 
+def test_settings_hold_for_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["--set", "model.pattern=3 ssd : 1 attention", "model.ssd.d-state=16"]
+    args = ["--tokens", "256", "--seconds", "0.1", "--device", "cpu", *changes]
+    main(["bench", "train", "tiny", "--lengths", "64", *args, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"] == {
+        "model.pattern": "3 ssd : 1 attention",
+        "model.ssd.d_state": 16,
+    }
+    model = dataclasses.replace(
+        tiny().model, pattern="3 ssd : 1 attention", ssd=SSDConfig(d_state=16)
+    )
+    (cell,) = report["cells"]
+    assert cell["parameters"] == HybridLM(model).n_parameters
+    main(["bench", "train", "tiny", *args])
+    assert "model.ssd.d_state = 16" in capsys.readouterr().out
+
+
 def test_the_table_names_every_preset(capsys: pytest.CaptureFixture[str]) -> None:
     main(["bench", "train", "--tokens", "256", "--seconds", "0.1", "--device", "cpu"])
     shown = capsys.readouterr().out
@@ -52,6 +72,9 @@ def test_the_table_names_every_preset(capsys: pytest.CaptureFixture[str]) -> Non
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for args, message in (
         (["--seconds", "0"], "--seconds 0.0: needs more than 0"),
+        (["--set", "model.n-layers"], "model.n-layers: needs a setting and its value"),
+        (["--set", "model.n-layer=2"], "no such setting; did you mean model.n_layers?"),
+        (["--set", "model.n-layers=two"], "model.n-layers = 'two': needs a whole number"),
         (["--profile"], "--profile: lists the kernels of a GPU, and --device is cpu"),
     ):
         with pytest.raises(SystemExit) as end:

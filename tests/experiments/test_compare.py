@@ -12,8 +12,8 @@ from scangolf.config import RunConfig, to_dict
 from scangolf.errors import UserError
 from scangolf.experiments.compare import Comparison, compare
 from scangolf.experiments.groups import read_groups
-from scangolf.experiments.settings import with_settings
 from scangolf.recipes import PRESETS
+from scangolf.settings import with_settings
 
 TOKENS, BYTES = 1000, 2500
 NATS = math.log(2) * BYTES / TOKENS

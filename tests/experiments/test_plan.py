@@ -12,10 +12,10 @@ from scangolf.config import AttentionConfig, GDNConfig, RunConfig, S6Config, SSD
 from scangolf.data.shards import open_dataset
 from scangolf.errors import UserError
 from scangolf.experiments.plan import SHIPPED, find_plan, read_plan, resolve
-from scangolf.experiments.settings import checked, with_settings
 from scangolf.experiments.trial import try_out
 from scangolf.model import HybridLM
 from scangolf.recipes import PRESETS
+from scangolf.settings import checked, with_settings
 
 
 def write(folder: Path, text: str) -> Path:

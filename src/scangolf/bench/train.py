@@ -32,6 +32,7 @@ from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.recipes import PRESETS
 from scangolf.score.evaluate import Score
+from scangolf.settings import from_words, with_settings
 from scangolf.train.loop import Trainer
 from scangolf.train.progress import Silent
 
@@ -69,6 +70,7 @@ class Cell:
 def bench_train(
     presets: Sequence[str],
     lengths: Sequence[int],
+    settings: Sequence[str],
     data: Path | None,
     tokens: int | None,
     micro_tokens: int | None,
@@ -83,13 +85,17 @@ def bench_train(
     where = pick_device(device)
     if profile and where.type != "cuda":
         raise UserError(f"--profile: lists the kernels of a GPU, and --device is {where}")
-    presets = presets or DEFAULTS.get(where.type, ("tiny",))
+    changes = from_words(settings)
+    bases = [
+        with_settings(PRESETS[name](), changes)
+        for name in presets or DEFAULTS.get(where.type, ("tiny",))
+    ]
     batch: dict[str, Any] = {"tokens": tokens, "micro_tokens": micro_tokens}
     batch = {name: value for name, value in batch.items() if value is not None}
     runs = [
-        _run_config(PRESETS[name](), length, batch, data, seconds, str(where), profile)
-        for name in presets
-        for length in lengths or (PRESETS[name]().batch.seq_len,)
+        _run_config(base, length, batch, data, seconds, str(where), profile)
+        for base in bases
+        for length in lengths or (base.batch.seq_len,)
     ]
     datasets = {run.data: open_dataset(Path(run.data)) for run in runs}
     with Console(stderr=True).status("measuring the device") as status:
@@ -99,7 +105,12 @@ def bench_train(
             status.update(f"{run.preset}, length {run.batch.seq_len}")
             cells.append(_measure(run, datasets[run.data], where, peak, profile))
     if as_json:
-        values = {"device": describe(where), "torch": torch.__version__, "product_flop": peak}
+        values = {
+            "device": describe(where),
+            "torch": torch.__version__,
+            "product_flop": peak,
+            "settings": changes,
+        }
         print(json.dumps(values | {"cells": [dataclasses.asdict(c) for c in cells]}, indent=2))
         return
     console = wide_console()
@@ -108,6 +119,8 @@ def bench_train(
         "step, pass: tokens of each; "
         f"share: of the {peak / 1e12:,.3g} TFLOP/s of a large product of matrices"
     )
+    if changes:
+        console.print("of all:", ", ".join(f"{name} = {value}" for name, value in changes.items()))
     console.print(_table(cells))
     for cell in cells if profile else ():
         console.print(_kernel_table(cell))

@@ -62,6 +62,7 @@ def bench_scan(
 def bench_train(
     presets: Positional[tuple[PresetName, ...]] = (),
     lengths: tuple[int, ...] = (),
+    set: tuple[str, ...] = (),
     data: Path | None = None,
     tokens: int | None = None,
     micro_tokens: int | None = None,
@@ -75,6 +76,7 @@ def bench_train(
     Args:
         presets: tiny on a CPU, else baseline, attention, hybrid and hybrid-s6, unless given.
         lengths: Tokens in a sequence; each preset's own unless given.
+        set: Settings of all presets, as in --set model.ssd.expand=2 model.mlp-width=1024.
         data: Folder of the dataset; each preset's own unless given.
         tokens: Tokens of a step; each preset's own unless given.
         micro_tokens: Tokens of one pass at most; each preset's own unless given.
@@ -87,7 +89,7 @@ def bench_train(
     def verb() -> None:
         from scangolf.bench.train import bench_train as measure
 
-        measure(presets, lengths, data, tokens, micro_tokens, seconds, device, profile, json)
+        measure(presets, lengths, set, data, tokens, micro_tokens, seconds, device, profile, json)
 
     return verb
 

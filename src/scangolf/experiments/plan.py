@@ -27,8 +27,8 @@ from typing import Any
 from scangolf.config import RunConfig
 from scangolf.console import flat
 from scangolf.errors import UserError
-from scangolf.experiments.settings import checked, nearest, with_settings
 from scangolf.recipes import PRESETS
+from scangolf.settings import checked, nearest, with_settings
 
 SHIPPED = Path(__file__).with_name("plans")
 KEYS = ("preset", "seeds", "seconds", "steps", "settings", "variants", "axes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -55,6 +56,23 @@ def with_settings(config: Any, settings: Mapping[str, Any]) -> Any:
     for name, inner in parts.items():
         changes[name] = with_settings(getattr(config, name), inner)
     return dataclasses.replace(config, **changes)
+
+
+def from_words(words: Iterable[str]) -> dict[str, Any]:
+    """ "model.ssd.d-state=32" -> {"model.ssd.d_state": 32}, checked; the value as TOML has it.
+
+    What is no value there is text without quotes.
+    """
+    settings: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{word}: needs a setting and its value, as in model.n-layers=8")
+        try:
+            settings[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            settings[name] = text
+    return checked(settings)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
