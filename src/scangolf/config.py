@@ -158,7 +158,7 @@ class OptimConfig:
     """Adam: the output matrix, when it is not tied to the embedding."""
     vector_lr: float = 0.04
     """Adam: scales, gains, mixes and skip weights."""
-    dynamics_lr: float = 0.004
+    dynamics_lr: float = 0.01
     """Adam: what sets the memory of a scan (A_log, D, the bias of delta) and its convolution."""
     momentum: float = 0.95
     """Muon: Nesterov momentum."""

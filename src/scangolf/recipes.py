@@ -9,11 +9,13 @@ from scangolf.config import (
     ArtifactConfig,
     AttentionConfig,
     BatchConfig,
+    GDNConfig,
     ModelConfig,
     OptimConfig,
     RunConfig,
     S6Config,
     ScheduleConfig,
+    SSDConfig,
 )
 
 
@@ -65,19 +67,23 @@ def seed() -> RunConfig:
 def hybrid() -> RunConfig:
     """Three Mamba-2 blocks to one of attention.
 
-    Batch, rates and weight decay were tuned in runs that read their text two to seven times
-    (docs/LOG.md). Such runs need decay; one that reads nothing twice may do better with less.
+    Tuned in runs that read their text two to eight times (docs/LOG.md). Such runs need weight
+    decay: 0.1 did best in 60 seconds, 0.2 in 165. One that reads nothing twice may want none.
     """
     return RunConfig(
         preset="hybrid",
         seconds=180.0,
         model=ModelConfig(
             pattern="3 ssd : 1 attention",
+            mlp_width=1536,
             tie_embeddings=False,
             attention=AttentionConfig(n_heads=4, n_kv_heads=2),
+            s6=S6Config(expand=1),
+            ssd=SSDConfig(d_state=32, expand=1),
+            gdn=GDNConfig(n_heads=3),
         ),
-        batch=BatchConfig(tokens=65_536),
-        optim=OptimConfig(matrix_lr=0.02, embedding_lr=0.02, momentum_steps=200, weight_decay=0.15),
+        batch=BatchConfig(tokens=65_536, seq_len=2048),
+        optim=OptimConfig(matrix_lr=0.02, embedding_lr=0.02, momentum_steps=200, weight_decay=0.2),
         artifact=ArtifactConfig(scheme="mixed-rans"),
     )
 
@@ -89,8 +95,12 @@ def _hybrid_of(preset: str, pattern: str) -> RunConfig:
 
 
 def attention() -> RunConfig:
-    """Attention blocks only, batch, schedule and artifact as `hybrid` has them."""
-    return _hybrid_of("attention", "attention")
+    """Attention blocks only, as large as `hybrid`; decay and sequences where they did best."""
+    run = _hybrid_of("attention", "attention")
+    batch = dataclasses.replace(run.batch, seq_len=1024)
+    return dataclasses.replace(
+        run, batch=batch, optim=dataclasses.replace(run.optim, weight_decay=0.15)
+    )
 
 
 def ssm() -> RunConfig:
@@ -129,7 +139,7 @@ def golf() -> RunConfig:
         hybrid(),
         preset="golf",
         seconds=600.0,
-        batch=BatchConfig(tokens=524_288, micro_tokens=65_536),
+        batch=BatchConfig(tokens=524_288, seq_len=2048, micro_tokens=65_536),
         optim=OptimConfig(matrix_lr=0.03),
     )
 

@@ -1,16 +1,15 @@
 """Recorded passes give the losses and gradients of passes that are launched kernel by kernel."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
-from loop_cases import config, made_up_dataset
+from loop_cases import config, made_up_dataset, trainer
 
 from scangolf.data.batches import Batches
 from scangolf.model import HybridLM
 from scangolf.train.gradients import Gradients
-from scangolf.train.loop import Trainer
-from scangolf.train.progress import Silent
 from scangolf.train.world import ALONE
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -66,11 +65,9 @@ def test_steps_are_those_of_passes_that_are_not_recorded(micro_steps: int) -> No
     assert len(recorded.recorded) == min(micro_steps, 2)
 
 
-def test_a_compiled_run_is_recorded_and_leaves_no_trace_of_it(tmp_path) -> None:
+def test_a_compiled_run_is_recorded_and_leaves_no_trace_of_it(tmp_path: Path) -> None:
     runs = [dataclasses.replace(config(), device="cuda", compile=c) for c in (True, False)]
-    trainers = [
-        Trainer(run, made_up_dataset(), tmp_path, Silent(), lambda model: None) for run in runs
-    ]
+    trainers = [trainer(run, made_up_dataset(), tmp_path) for run in runs]
     assert [len(t.gradients.recorded) for t in trainers] == [2, 0]
     for one, other in zip(*(t.model.parameters() for t in trainers), strict=True):
         assert torch.equal(one, other)
@@ -80,5 +77,5 @@ def test_a_compiled_run_is_recorded_and_leaves_no_trace_of_it(tmp_path) -> None:
         t.gradients.add(*batch, last=True) for t, batch in zip(trainers, batches, strict=True)
     ]
     torch.testing.assert_close(*losses, rtol=1e-3, atol=0)
-    for trainer in trainers:
-        trainer.batches.close()
+    for t in trainers:
+        t.batches.close()
