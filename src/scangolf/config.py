@@ -208,7 +208,7 @@ class RunConfig:
     seconds: float = 60.0
     """Wall-clock budget of training; compiling before it and evaluation are outside."""
     steps: int | None = None
-    """Budget in steps instead of seconds: makes a run repeatable to the bit on one machine."""
+    """Budget in steps instead of seconds: makes a run repeatable, on a CPU to the bit."""
     data: str = "data/local"
     """Folder of the dataset: train and validation shards with their tokenizer."""
     seed: int = 1337

@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 TILE = {"R": 128, "H": 128, "D": 64}
-LAUNCH = {"num_warps": 4, "num_stages": 2}  # with three stages two programs fit instead of three
+LAUNCH = {"num_warps": 4, "num_stages": 3}  # with two the backward kernel takes a fifth longer
 
 
 @triton.jit
