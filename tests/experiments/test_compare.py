@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,24 @@ def test_the_command(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads(capsys.readouterr().out)
     assert values == json.loads(json.dumps(compare([plan]).to_dict()))
     assert values["rows"][0]["scores"] == pytest.approx({"1": 1.8, "2": 2.0, "3": 1.75})
+
+
+def test_what_is_kept_of_runs_compares_as_they_did(tmp_path: Path) -> None:
+    """By results/keep.py: a tenth of the lines, and all that a comparison says but the curves."""
+    for seed, bpb in ((1, 1.25), (2, 1.26)):
+        run = tmp_path / "runs" / "tiny" / f"seed-{seed}"
+        write_run(run, seed, bpb, steps=34, evaluated=(17,))
+    (tmp_path / "runs" / "unfinished").mkdir()
+    script = Path(__file__).parents[2] / "results" / "keep.py"
+    folders = [str(tmp_path / "runs"), str(tmp_path / "kept")]
+    subprocess.run([sys.executable, str(script), *folders], check=True, capture_output=True)
+    kept = tmp_path / "kept" / "tiny" / "seed-2"
+    lines = [json.loads(line) for line in (kept / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 10, 20, 30, 34]
+    assert [line["step"] for line in lines if "val_bpb" in line] == [17, 34]
+    assert (kept / "command.txt").read_text() == (
+        "scangolf train tiny --seconds 110 --seed 2 --data data/local\n"
+    )
+    (whole,), (group,) = (read_groups([Path(folder)])[0] for folder in folders)
+    assert (group.scores, group.settings) == (whole.scores, whole.settings)
+    assert group.scores == {1: 1.25, 2: 1.26}
