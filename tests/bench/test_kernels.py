@@ -31,7 +31,13 @@ from scangolf.bench.kernels import Kernel, groups
         ),
         ("scans", ["forward", "backward"]),
         ("copies", ["Memset (Device)", "Memcpy DtoH (Device -> Pinned)"]),
-        ("compiled", ["triton_per_fused__fused_rms_norm_backward_add_view_10"]),
+        (
+            "compiled",  # by what they do, not by what they were fused from
+            [
+                "triton_per_fused__fused_rms_norm_backward_add_view_10",
+                "triton_poi_fused_convolution_backward",
+            ],
+        ),
         ("others", ["void at::native::reduce_kernel<128, 4, at::native::ReduceOp<float>>"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The benchmark of training steps on a CPU, and how kernels are grouped."""
+"""The benchmark of training steps, on a CPU."""
 
 import dataclasses
 import json
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from scangolf.bench import train
-from scangolf.bench.kernels import Kernel, groups
 from scangolf.bench.model_flop import training_flop
 from scangolf.bench.timing import Stopwatch
 from scangolf.cli import main
@@ -81,23 +80,3 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
             main(["bench", "train", "tiny", "--device", "cpu", *args])
         assert end.value.code == 2
         assert message in capsys.readouterr().err
-
-
-def test_kernels_in_groups() -> None:
-    kernels = [
-        Kernel("nvjet_sm90_tst_256x128", 3.0, 8),
-        Kernel("triton_poi_fused_convolution_backward", 5.0, 1),  # what it was fused from
-        Kernel("cudnn_generated_fort_native_sdpa_flash_bprop", 2.0, 1),
-        Kernel("backward", 1.0, 1),
-        Kernel("void splitKreduce_kernel<32>", 0.5, 1),
-        Kernel("something else", 0.1, 1),
-    ]
-    found = {name: [kernel.ms for kernel in some] for name, some in groups(kernels).items()}
-    assert found == {
-        "compiled": [5.0],
-        "products": [3.0, 0.5],
-        "attention": [2.0],
-        "scans": [1.0],
-        "others": [0.1],
-    }
-    assert list(found) == ["compiled", "products", "attention", "scans", "others"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fused_cases import DEVICE, TOLERANCE
 from scan_cases import relative_error
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import conv
 from scangolf.ops.conv import causal_conv_silu
@@ -250,9 +250,9 @@ def test_opcheck(optional, dtype):
     x = make_inputs(batch=1, optional=optional, dtype=dtype, starts=(3,) if optional else ())
     tensors = [x[name].to(DEVICE) if name in x else None for name in NAMES]
     wanted = [v if v is None or not v.is_floating_point() else v.requires_grad_() for v in tensors]
-    torch.library.opcheck(conv._conv, tuple(wanted))
+    library.opcheck(conv._conv, tuple(wanted))
     detached = [None if v is None else v.detach() for v in tensors]
-    torch.library.opcheck(conv._conv_backward, (detached[0], *detached))
+    library.opcheck(conv._conv_backward, (detached[0], *detached))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -13,7 +13,7 @@ from fused_cases import (
     weights,
     with_gradients,
 )
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import gated_norm
 from scangolf.ops.gated_norm import gated_rms_norm
@@ -98,9 +98,9 @@ def test_gradcheck():
 def test_opcheck(dtype):
     x = make_inputs(3, 5, dtype=dtype)
     inputs = tuple(v.to(DEVICE).requires_grad_() for v in x.values())
-    torch.library.opcheck(gated_norm._norm, inputs)
+    library.opcheck(gated_norm._norm, inputs)
     inputs = tuple(v.detach() for v in inputs)
-    torch.library.opcheck(gated_norm._norm_backward, (inputs[0], *inputs))
+    library.opcheck(gated_norm._norm_backward, (inputs[0], *inputs))
 
 
 def test_compiles_as_one_graph():

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scan_cases import as_float64, documents, relative_error
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import gated_delta_rule, gated_delta_step, gdn
 from scangolf.ops.gdn_reference import gated_delta_rule_sequential
@@ -343,12 +343,12 @@ def test_opcheck(with_options, dtype):
     seq_idx = documents(2, 37, 7) if with_options else None
     tensors = [x[name] for name in SEQUENCES]
     rule_args = (*tensors, 16, x.get("initial_state"), seq_idx, "reference")
-    torch.library.opcheck(gdn._rule, rule_args)
+    library.opcheck(gdn._rule, rule_args)
     o, final, saved = (v.detach() for v in gdn._rule(*rule_args))
     tensors = [v.detach() for v in tensors]
     for grad_final in (final, None):
         back_args = (o, grad_final, saved, *tensors, 16, seq_idx, "reference")
-        torch.library.opcheck(gdn._rule_backward, back_args)
+        library.opcheck(gdn._rule_backward, back_args)
 
 
 @pytest.mark.parametrize("length", [0, 1, 16, 40])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scan_cases import documents, relative_error
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.gdn_reference import gated_delta_rule_sequential
 
@@ -191,9 +191,9 @@ def test_opcheck():
     inputs = make_inputs(20, dtype=SMALL_DTYPE)
     *tensors, initial = inputs.values()
     args = (*tensors, 16, initial, documents(2, 20, 7).to(DEVICE), "triton")
-    torch.library.opcheck(gdn._rule, args)
+    library.opcheck(gdn._rule, args)
     o, final, saved = (v.detach() for v in gdn._rule(*args))
     tensors = [v.detach() for v in tensors]
     for grad_final in (final, None):
         back_args = (o, grad_final, saved, *tensors, 16, None, "triton")
-        torch.library.opcheck(gdn._rule_backward, back_args)
+        library.opcheck(gdn._rule_backward, back_args)

@@ -14,7 +14,7 @@ from fused_cases import (
     weights,
     with_gradients,
 )
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import rotary
 from scangolf.ops.gated_norm import epsilon
@@ -137,9 +137,9 @@ def test_opcheck(dtype, gain):
     x = make_inputs(1, 3, 2, 4, dtype=dtype, gain=gain)
     x = {k: v.to(DEVICE).requires_grad_() for k, v in x.items()}
     inputs = (x["x_BLHP"], *tables(x["x_BLHP"]), x.get("gain_H"))
-    torch.library.opcheck(rotary._rotate, inputs)
+    library.opcheck(rotary._rotate, inputs)
     inputs = tuple(None if v is None else v.detach() for v in inputs)
-    torch.library.opcheck(rotary._rotate_backward, (inputs[0], *inputs))
+    library.opcheck(rotary._rotate_backward, (inputs[0], *inputs))
 
 
 def test_compiles_as_one_graph():

@@ -14,7 +14,7 @@ from scan_cases import (
     outputs_and_gradients,
     relative_error,
 )
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from scangolf.ops import s6, s6_chunked, selective_scan, selective_state_update
@@ -257,11 +257,11 @@ def test_opcheck(optional, dtype):
     seq_idx = documents(2, 37, 7) if optional else None
     tensors = [x.get(name) for name in names]
     scan_args = (*tensors, True, x.get("initial_state"), seq_idx, "reference")
-    torch.library.opcheck(s6._scan, scan_args)
+    library.opcheck(s6._scan, scan_args)
     y, final, saved = (v.detach() for v in s6._scan(*scan_args))
     tensors = [v if v is None else v.detach() for v in tensors]
     back_args = (y, final, saved, *tensors, True, seq_idx, "reference")
-    torch.library.opcheck(s6._scan_backward, back_args)
+    library.opcheck(s6._scan_backward, back_args)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

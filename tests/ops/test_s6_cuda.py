@@ -13,7 +13,7 @@ from scan_cases import (
     outputs_and_gradients,
     relative_error,
 )
-from torch import Tensor
+from torch import Tensor, library
 from torch.utils.checkpoint import checkpoint
 
 from scangolf.ops import s6, selective_scan
@@ -211,10 +211,10 @@ def test_opcheck(case):
     seq_idx = case.options.get("seq_idx")
     tensors = [x.get(name) for name in NAMES]
     args = (*tensors, True, x.get("initial_state"), seq_idx, "auto")
-    torch.library.opcheck(s6._scan, args)
+    library.opcheck(s6._scan, args)
     y, final, saved = (v.detach() for v in s6._scan(*args))
     tensors = [v if v is None else v.detach() for v in tensors]
-    torch.library.opcheck(s6._scan_backward, (y, final, saved, *tensors, True, seq_idx, "auto"))
+    library.opcheck(s6._scan_backward, (y, final, saved, *tensors, True, seq_idx, "auto"))
 
 
 @pytest.mark.filterwarnings("ignore")  # inductor gives advice

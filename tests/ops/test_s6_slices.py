@@ -13,7 +13,7 @@ from scan_cases import (
     outputs_and_gradients,
     relative_error,
 )
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import s6, s6_backends, s6_chunked, selective_scan
 from scangolf.ops.reference import selective_scan_sequential
@@ -95,7 +95,7 @@ def test_opcheck(kernels):
     x = make_inputs(length=37, state=10, groups=2, dtype=torch.float32)
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
     args = (*(x[name] for name in names), True, x["initial_state"], None, "auto")
-    torch.library.opcheck(s6._scan, args)
+    library.opcheck(s6._scan, args)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

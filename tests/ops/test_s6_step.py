@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from scan_cases import OPTIONAL, as_float64, make_inputs, relative_error
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import s6_step, selective_state_update
 from scangolf.ops.reference import selective_scan_sequential
@@ -116,7 +116,7 @@ def test_opcheck(optional, dtype):
         pytest.skip("the kernel computes in float32")
     x = step_inputs(groups=2, optional=optional, dtype=dtype)
     tensors = [x[name].to(DEVICE) if name in x else None for name in NAMES]
-    torch.library.opcheck(s6_step._step, (*tensors, True))
+    library.opcheck(s6_step._step, (*tensors, True))
 
 
 def test_public_function_takes_the_operator_without_gradients(monkeypatch):

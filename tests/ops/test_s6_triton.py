@@ -16,7 +16,7 @@ from scan_cases import (
     outputs_and_gradients,
     relative_error,
 )
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.reference import selective_scan_sequential
 
@@ -190,7 +190,7 @@ def test_through_the_operator():
     seq_idx = documents(2, 9, 4).to(DEVICE)
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     *tensors, initial = (inputs[k].detach().to(DEVICE).requires_grad_() for k in names)
-    torch.library.opcheck(s6._scan, (*tensors, True, initial, seq_idx, "triton"))
+    library.opcheck(s6._scan, (*tensors, True, initial, seq_idx, "triton"))
 
     def scan_by_name(**x: Any) -> Any:
         moved: Any = {k: v.to(DEVICE) if isinstance(v, Tensor) else v for k, v in x.items()}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from fused_cases import DEVICE, TOLERANCE, assert_close, normal, weights, with_gradients
 from scan_cases import relative_error
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import squared_relu
 from scangolf.ops.squared_relu import squared_relu_mlp
@@ -94,10 +94,10 @@ def test_gradcheck():
 def test_opcheck(dtype):
     x = make_inputs(2, 3, 5, 7, dtype=dtype)
     inputs = tuple(v.to(DEVICE).requires_grad_() for v in x.values())
-    torch.library.opcheck(squared_relu._mlp, inputs)
+    library.opcheck(squared_relu._mlp, inputs)
     inputs = tuple(v.detach() for v in inputs)
     _, a = squared_relu._mlp(*inputs)
-    torch.library.opcheck(squared_relu._mlp_backward, (inputs[0], *inputs, a))
+    library.opcheck(squared_relu._mlp_backward, (inputs[0], *inputs, a))
 
 
 def test_compiles_as_one_graph():

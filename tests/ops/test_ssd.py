@@ -7,7 +7,7 @@ import pytest
 import torch
 from scan_cases import as_float64, documents, relative_error
 from ssd_cases import OPTIONAL, SEQUENCES, make_ssd_inputs, ssd_outputs_and_gradients
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import ssd, ssd_chunked, ssd_scan
 from scangolf.ops.reference import ssd_scan_sequential
@@ -246,12 +246,12 @@ def test_opcheck(optional, length, dtype):
     seq_idx = documents(2, length, 7) if optional else None
     tensors = [x.get(name) for name in NAMES]
     scan_args = (*tensors, True, 16, x.get("initial_state"), seq_idx, "reference")
-    torch.library.opcheck(ssd._scan, scan_args)
+    library.opcheck(ssd._scan, scan_args)
     y, final, saved = (v.detach() for v in ssd._scan(*scan_args))
     tensors = [v if v is None else v.detach() for v in tensors]
     for grad_final in (final, None):
         back_args = (y, grad_final, saved, *tensors, True, 16, seq_idx, "reference")
-        torch.library.opcheck(ssd._scan_backward, back_args)
+        library.opcheck(ssd._scan_backward, back_args)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scan_cases import as_float64, documents, relative_error
 from ssd_cases import OPTIONAL, make_ssd_inputs, ssd_outputs_and_gradients
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops import ssd, ssd_scan
 from scangolf.ops.ssd_backends import choose_backend
@@ -126,7 +126,7 @@ def test_opcheck():
     x = {k: v.unsqueeze(2).detach() if k in "BC" else v.detach() for k, v in x.items()}
     x = {k: v.requires_grad_() for k, v in x.items()}
     args = (*(x[k] for k in list(x)[:-1]), True, 64, x["initial_state"], None, "cuda")
-    torch.library.opcheck(ssd._scan, args)
+    library.opcheck(ssd._scan, args)
 
 
 def test_compiles_as_one_graph():

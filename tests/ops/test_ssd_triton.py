@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from scan_cases import documents, relative_error
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.reference import ssd_scan_sequential
 
@@ -136,4 +136,4 @@ def test_strided_inputs_and_the_same_bits_every_time():
 def test_opcheck():
     x = make_inputs(20, groups=2, without=("z",))
     args = (*(x[k] for k in list(x)[:-1]), True, 16, x["initial_state"], None, "triton")
-    torch.library.opcheck(ssd._scan, args)
+    library.opcheck(ssd._scan, args)

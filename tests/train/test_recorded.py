@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from loop_cases import config, made_up_dataset, trainer
 from scangolf.data.batches import Batches
 from scangolf.model import HybridLM
 from scangolf.train.gradients import Gradients
+from scangolf.train.optim import Optimiser
 from scangolf.train.world import ALONE
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 PATTERN = "s6, ssd, gdn, attention"
 
@@ -32,6 +34,34 @@ def model_and_batches(micro_steps: int) -> tuple[HybridLM, Batches]:
     return model, batches
 
 
+def test_the_first_pass_of_a_step_begins_its_gradients() -> None:
+    """And those after it add to them, whatever a recording is."""
+    model = HybridLM(config().model, seed=3)
+    replayed: list[str] = []
+
+    class Noted:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def replay(self, x_BL: torch.Tensor, y_BL: torch.Tensor) -> torch.Tensor:
+            replayed.append(self.name)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            return torch.zeros(())
+
+    for micro_steps, passes in ((1, ["first"]), (3, ["first", "later", "later"])):
+        optimiser = Optimiser(model, config().optim)
+        gradients: Any = Gradients(model, micro_steps, ALONE, compiled=False)
+        gradients.recorded = tuple(Noted(name) for name in dict.fromkeys(passes))
+        replayed.clear()
+        for _ in range(2):
+            for i in range(micro_steps):
+                gradients.add(torch.zeros(1, 1), torch.zeros(1, 1), last=i == micro_steps - 1)
+            optimiser.step(0.0)
+        assert replayed == 2 * passes
+
+
+@needs_a_gpu
 @pytest.mark.parametrize("micro_steps", [1, 2, 3])
 def test_steps_are_those_of_passes_that_are_not_recorded(micro_steps: int) -> None:
     torch.manual_seed(0)
@@ -55,7 +85,7 @@ def test_steps_are_those_of_passes_that_are_not_recorded(micro_steps: int) -> No
             assert len(set(losses.tolist())) == micro_steps
             torch.testing.assert_close(recorded_losses, losses, rtol=1e-6, atol=0)
             for grad, other in zip(grads, recorded_grads, strict=True):
-                # Some kernels add up in an order of their own each time.
+                # Some kernels add up in an order of their own each time, before they round to bf16.
                 assert (grad - other).norm() <= 2e-3 * grad.norm()
             with torch.no_grad():
                 for parameter in model.parameters():  # weights change, their addresses do not
@@ -65,6 +95,7 @@ def test_steps_are_those_of_passes_that_are_not_recorded(micro_steps: int) -> No
     assert len(recorded.recorded) == min(micro_steps, 2)
 
 
+@needs_a_gpu
 def test_a_compiled_run_is_recorded_and_leaves_no_trace_of_it(tmp_path: Path) -> None:
     runs = [dataclasses.replace(config(), device="cuda", compile=c) for c in (True, False)]
     trainers = [trainer(run, made_up_dataset(), tmp_path) for run in runs]

@@ -12,7 +12,7 @@ Shapes: B batch, L length, D channels, K taps, P = L + K - 1.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.checks import check_conv
 from scangolf.ops.kernels import kernels_take
@@ -135,7 +135,7 @@ def _before_silu(taps_KBLD: list[Tensor], weight: Tensor, bias: Tensor | None) -
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::causal_conv_silu", mutates_args=())
+@library.custom_op("scangolf::causal_conv_silu", mutates_args=())
 def _conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, seq_idx: Tensor | None, initial: Tensor | None
 ) -> Tensor:
@@ -151,7 +151,7 @@ def _(x, weight, bias, seq_idx, initial):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("scangolf::causal_conv_silu_backward", mutates_args=())
+@library.custom_op("scangolf::causal_conv_silu_backward", mutates_args=())
 def _conv_backward(
     grad_y: Tensor,
     x: Tensor,

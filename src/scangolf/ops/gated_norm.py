@@ -13,7 +13,7 @@ Shapes: ... any leading dimensions, E channels.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.kernels import kernels_take
 from scangolf.ops.reference import state_dtype
@@ -47,7 +47,7 @@ def epsilon(x: Tensor) -> float:
     return torch.finfo(state_dtype(x)).eps
 
 
-@torch.library.custom_op("scangolf::gated_rms_norm", mutates_args=())
+@library.custom_op("scangolf::gated_rms_norm", mutates_args=())
 def _norm(x: Tensor, z: Tensor) -> Tensor:
     if kernels_take(x) and x.numel() > 0:
         from scangolf.ops.gated_norm_triton import forward
@@ -62,7 +62,7 @@ def _(x, z):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("scangolf::gated_rms_norm_backward", mutates_args=())
+@library.custom_op("scangolf::gated_rms_norm_backward", mutates_args=())
 def _norm_backward(grad_y: Tensor, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and z, contiguous."""
     if kernels_take(x) and x.numel() > 0:

@@ -16,7 +16,7 @@ Shapes: B batch, L length, H heads, K key_dim, V value_dim.
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.checks import check_backend, check_delta_rule
 from scangolf.ops.gdn_backends import Backend, implementation, saved
@@ -108,7 +108,7 @@ def gated_delta_rule(
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::gated_delta_rule", mutates_args=())
+@library.custom_op("scangolf::gated_delta_rule", mutates_args=())
 def _rule(
     q: Tensor,
     k: Tensor,
@@ -137,7 +137,7 @@ def _(q, k, v, g, beta, chunk_size, initial_state, seq_idx, backend):
     )
 
 
-@torch.library.custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
+@library.custom_op("scangolf::gated_delta_rule_backward", mutates_args=())
 def _rule_backward(
     grad_o: Tensor,
     grad_final: Tensor | None,

@@ -11,7 +11,7 @@ Shapes: B batch, L length, H heads, P head size, W = P / 2 pairs of a head.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.gated_norm import epsilon
 from scangolf.ops.kernels import kernels_take
@@ -50,7 +50,7 @@ def norm_rotate(
     return _rotate(x_BLHP, cos_LW, sin_LW, gain_H)
 
 
-@torch.library.custom_op("scangolf::norm_rotate", mutates_args=())
+@library.custom_op("scangolf::norm_rotate", mutates_args=())
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None) -> Tensor:
     if kernels_take(x) and x.numel() > 0:
         from scangolf.ops.rotary_triton import forward
@@ -68,7 +68,7 @@ def _(x, cos, sin, gain):
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("scangolf::norm_rotate_backward", mutates_args=())
+@library.custom_op("scangolf::norm_rotate_backward", mutates_args=())
 def _rotate_backward(
     grad_y: Tensor, x: Tensor, cos: Tensor, sin: Tensor, gain: Tensor | None
 ) -> tuple[Tensor, Tensor]:

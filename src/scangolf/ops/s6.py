@@ -15,7 +15,7 @@ Shapes: B batch, L length, D channels, N state, G groups of channels.
 from typing import Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.checks import check_backend, check_scan
 from scangolf.ops.reference import state_dtype
@@ -121,7 +121,7 @@ def selective_scan(
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::selective_scan", mutates_args=())
+@library.custom_op("scangolf::selective_scan", mutates_args=())
 def _scan(
     u: Tensor,
     delta: Tensor,
@@ -154,7 +154,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_id
     )
 
 
-@torch.library.custom_op("scangolf::selective_scan_backward", mutates_args=())
+@library.custom_op("scangolf::selective_scan_backward", mutates_args=())
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,

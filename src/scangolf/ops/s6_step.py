@@ -5,7 +5,7 @@ Shapes: B batch, D channels, N state, G groups of channels.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.checks import check_step
 from scangolf.ops.kernels import kernels_take
@@ -87,7 +87,7 @@ def _plain_step(
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::selective_state_update", mutates_args=())
+@library.custom_op("scangolf::selective_state_update", mutates_args=())
 def _step(
     state: Tensor,
     u: Tensor,

@@ -9,8 +9,7 @@ sqrt(a). On GPUs that can, squares and roots are taken inside of the products
 Shapes: ... any leading dimensions, R rows of them all, D channels, H hidden ones.
 """
 
-import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.kernels import HAS_TRITON
 
@@ -55,7 +54,7 @@ def squared_relu_mlp(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return y
 
 
-@torch.library.custom_op("scangolf::squared_relu_mlp", mutates_args=())
+@library.custom_op("scangolf::squared_relu_mlp", mutates_args=())
 def _mlp(x: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """y, and a [..., H] for the backward pass."""
     x_RD = x.reshape(-1, x.shape[-1])
@@ -73,7 +72,7 @@ def _(x, up, down):
     return x.new_empty(x.shape), x.new_empty(*x.shape[:-1], len(up))
 
 
-@torch.library.custom_op("scangolf::squared_relu_mlp_backward", mutates_args=())
+@library.custom_op("scangolf::squared_relu_mlp_backward", mutates_args=())
 def _mlp_backward(
     grad_y: Tensor, x: Tensor, up: Tensor, down: Tensor, a: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

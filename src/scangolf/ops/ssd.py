@@ -16,7 +16,7 @@ from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from scangolf.ops.checks import check_backend, check_ssd
 from scangolf.ops.reference import state_dtype
@@ -134,7 +134,7 @@ def ssd_scan(
 # --- registration -------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("scangolf::ssd_scan", mutates_args=())
+@library.custom_op("scangolf::ssd_scan", mutates_args=())
 def _scan(
     x: Tensor,
     dt: Tensor,
@@ -166,7 +166,7 @@ def _(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size, initial_state, seq_id
     )
 
 
-@torch.library.custom_op("scangolf::ssd_scan_backward", mutates_args=())
+@library.custom_op("scangolf::ssd_scan_backward", mutates_args=())
 def _scan_backward(
     grad_y: Tensor,
     grad_final: Tensor | None,

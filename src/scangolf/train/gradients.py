@@ -25,8 +25,7 @@ class Gradients:
 
     Made after parameters that do not train have been told so. Processes add theirs up in one
     message after the last backward pass. DistributedDataParallel would send them during that, but
-    its hooks keep the pass from being recorded, which costs more: gradients of a model of this
-    size travel between the GPUs of a machine in about half a millisecond.
+    its hooks keep the pass from being recorded, which should gain more than that (docs/LOG.md).
     """
 
     def __init__(self, model: HybridLM, micro_steps: int, world: World, *, compiled: bool) -> None:
@@ -40,8 +39,6 @@ class Gradients:
         """Of one micro-batch in the mean."""
         self.recorded: tuple[RecordedPass, ...] = ()
         """A step's first pass and those after it, once they are recorded."""
-        self.first = True
-        """Whether the next micro-batch is the first of a step."""
 
     def record(self, x_BL: Tensor, y_BL: Tensor) -> None:
         """From now on passes over batches of this shape are replayed as CUDA graphs.
@@ -59,8 +56,8 @@ class Gradients:
 
         Only then may `grad` be read.
         """
-        first, self.first = self.first, last
         if self.recorded:
+            first = self.parameters[0].grad is None  # the optimiser has taken those of a step away
             loss = self.recorded[0 if first else -1].replay(x_BL, y_BL)
         else:
             loss = self.loss(x_BL, y_BL)

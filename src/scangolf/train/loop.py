@@ -43,10 +43,6 @@ from scangolf.train.progress import Display
 from scangolf.train.signals import stop_requests
 from scangolf.train.world import ALONE, World
 
-PRIMING_STEPS = 2
-"""Steps that warm the compiler and the allocator before the clock starts, the last one as it will
-be replayed; they leave no trace."""
-
 
 @dataclass(frozen=True)
 class Launched:
@@ -95,7 +91,7 @@ class Trainer:
         )
         self.table = byte_table(dataset.tokenizer).to(self.device)
         self.model = HybridLM(config.model, config.seed).to(self.device)
-        world.copy_first_(self.model.parameters())
+        world.copy_first_(self.model.parameters())  # other machines may draw others
         self.model.compute_dtype = compute_dtype(self.device)
         self.optimiser = Optimiser(self.model, config.optim, world)
         compiled = config.compile and self.device.type == "cuda"
@@ -258,20 +254,23 @@ class Trainer:
         It takes real batches: for tensors of other strides the compiler would start again.
         """
         before = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        sums = torch.zeros(2, device=self.device)
-        for n in range(PRIMING_STEPS):
-            if n == PRIMING_STEPS - 1:
-                self.gradients.record(*next(self.batches))
-            self._accumulate(*next(self.batches), sums, last=self.micro_steps == 1)
-            if self.micro_steps > 1:  # the second one adds to the gradients
-                self._accumulate(*next(self.batches), sums, last=True)
-            self.optimiser.step(0.0)
+        self._priming_step()
+        self.gradients.record(*next(self.batches))
+        self._priming_step()  # as it will be replayed
         self.batches.seek(0)
         self.optimiser.reset()
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(before[name])
         torch.cuda.synchronize()
+
+    def _priming_step(self) -> None:
+        """A step that changes nothing but gradients and the optimiser's state."""
+        sums = torch.zeros(2, device=self.device)
+        self._accumulate(*next(self.batches), sums, last=self.micro_steps == 1)
+        if self.micro_steps > 1:  # the second one adds to the gradients
+            self._accumulate(*next(self.batches), sums, last=True)
+        self.optimiser.step(0.0)
 
     def _divergence(self, what: str) -> str:
         folder = self.folder / "checkpoint"

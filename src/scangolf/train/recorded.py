@@ -1,7 +1,7 @@
 """Forward and backward passes as CUDA graphs: launched at once instead of kernel by kernel.
 
-The 1,500 or so kernels of a pass take a host some 30 ms to launch, and small passes are done on a
-large GPU before that (docs/LOG.md).
+Launching the kernels of a pass takes a host some 30 to 40 ms, and a large GPU is done with a small
+one before that (docs/LOG.md).
 
 Shapes: B sequences, L length.
 """
@@ -18,9 +18,9 @@ class RecordedPass:
     """A loss and `share` of its gradients by every parameter, for micro-batches of one shape.
 
     Recorded while `loss` runs once, without computing anything; `replay` computes. It keeps the
-    memory of one pass, and so do its gradients and parameters keep their addresses: parameters
-    must only be changed in place. What `loss` calls must have run before, as compiling and tuning
-    cannot be recorded, and must not wait for the GPU.
+    memory of one pass, its gradients' among it, and reads the parameters where they lay: they must
+    only be changed in place. What `loss` calls must have run before, as compiling and tuning cannot
+    be recorded, and must not wait for the GPU.
 
     With `after`, the recording of a step's first pass, gradients are added to that one's.
     """
