@@ -76,7 +76,7 @@ def hybrid() -> RunConfig:
         seconds=180.0,
         model=ModelConfig(
             pattern="3 ssd : 1 attention",
-            mlp_width=1536,
+            mlp_width=2048,
             tie_embeddings=False,
             attention=AttentionConfig(n_heads=4, n_kv_heads=2),
             s6=S6Config(expand=1),

@@ -21,6 +21,13 @@ def damped(H: torch.Tensor) -> np.ndarray:
     return H.numpy() + DAMPING * H.diagonal().mean().item() * np.eye(len(H))
 
 
+def round_one(
+    W: torch.Tensor, row: torch.Tensor, column: torch.Tensor, H: torch.Tensor, largest: int = 127
+) -> tuple[torch.Tensor, ...]:
+    codes, loss = round_columns(W[None], row[None], column[None], inverse_factor(H)[None], largest)
+    return codes[0], loss[0]
+
+
 def one_by_one(W: np.ndarray, steps: np.ndarray, H: np.ndarray) -> np.ndarray:
     """Codes; after each weight the later ones solve their least-squares problem anew."""
     codes = np.zeros_like(W)
@@ -38,12 +45,15 @@ def one_by_one(W: np.ndarray, steps: np.ndarray, H: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("R", "D"), [(1, 1), (3, 2), (5, 17), (4, BLOCK + 9)])
 def test_codes_are_those_of_the_definition(R, D):
-    W, row, column, H = case(R, D)
-    codes, loss = round_columns(W, row, column, inverse_factor(H), 127)
-    steps = torch.outer(row, column)
-    np.testing.assert_array_equal(codes.numpy(), one_by_one(W.numpy(), steps.numpy(), damped(H)))
-    error = (W - codes * steps).numpy()
-    np.testing.assert_allclose(loss, np.diag(error @ damped(H) @ error.T), rtol=1e-9)
+    matrices = [case(R, D, seed) for seed in range(3)]
+    factors = [(W, row, column, inverse_factor(H)) for W, row, column, H in matrices]
+    together = round_columns(*map(torch.stack, zip(*factors, strict=True)), 127)
+    for (W, row, column, H), codes, loss in zip(matrices, *together, strict=True):
+        steps = torch.outer(row, column)
+        expected = one_by_one(W.numpy(), steps.numpy(), damped(H))
+        np.testing.assert_array_equal(codes.numpy(), expected)
+        error = (W - codes * steps).numpy()
+        np.testing.assert_allclose(loss, np.diag(error @ damped(H) @ error.T), rtol=1e-9)
 
 
 def test_two_columns_by_hand():
@@ -51,7 +61,7 @@ def test_two_columns_by_hand():
     H = torch.ones(2, 2, dtype=torch.float64)
     W = torch.tensor([[0.4, 0.3]], dtype=torch.float64)
     one = torch.ones(2, dtype=torch.float64)
-    codes, _ = round_columns(W, one[:1], one, inverse_factor(H), 127)
+    codes, _ = round_one(W, one[:1], one, H)
     # H with damping is [[1.03, 1], [1, 1.03]]: 0.3 + 0.4 / 1.03 = 0.688.
     assert codes.tolist() == [[0, 1]]
 
@@ -59,14 +69,14 @@ def test_two_columns_by_hand():
 def test_unrelated_inputs_leave_plain_rounding():
     W, row, column, _ = case(6, 40)
     H = torch.eye(40, dtype=torch.float64) * torch.arange(1, 41)
-    codes, _ = round_columns(W, row, column, inverse_factor(H), 127)
+    codes, _ = round_one(W, row, column, H)
     assert torch.equal(codes, torch.round(W / torch.outer(row, column)).to(torch.int16))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_less_is_lost_than_by_rounding_to_nearest(seed):
     W, row, column, H = case(32, 48, seed)
-    _, loss = round_columns(W, row, column, inverse_factor(H), 127)
+    _, loss = round_one(W, row, column, H)
     steps = torch.outer(row, column)
     error = W - torch.round(W / steps) * steps
     nearest = torch.einsum("rd,de,re->r", error, torch.from_numpy(damped(H)), error)
@@ -75,7 +85,7 @@ def test_less_is_lost_than_by_rounding_to_nearest(seed):
 
 def test_codes_are_cut_off_at_the_largest():
     W, row, column, H = case(8, 20)
-    codes, loss = round_columns(100 * W, row, column, inverse_factor(H), 5)
+    codes, loss = round_one(100 * W, row, column, H, 5)
     assert codes.abs().max() == 5
     error = (100 * W - codes * torch.outer(row, column)).numpy()
     np.testing.assert_allclose(loss, np.diag(error @ damped(H) @ error.T), rtol=1e-9)

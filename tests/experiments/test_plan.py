@@ -199,7 +199,10 @@ def test_the_published_ablation_is_22_variants_of_7_architectures() -> None:
 
 @pytest.mark.parametrize(("plan_name", "changes"), [
     ("hybrid-against-attention", {}),
-    ("hybrid-against-attention-60s", {"seconds": 60.0, "optim.weight_decay": 0.1}),
+    (
+        "hybrid-against-attention-60s",
+        {"seconds": 60.0, "optim.weight_decay": 0.1, "model.mlp_width": 1536},
+    ),
 ])  # fmt: skip
 def test_hybrid_and_attention_are_as_large_and_as_their_presets(
     plan_name: str, changes: dict[str, Any]

@@ -4,7 +4,7 @@ The columns of W_RD are rounded one after the other, and what a column loses is 
 well as can be, by the columns after it: the change of the layer's outputs W x is what is kept
 small, over inputs x whose second moment is H_DD = mean(x x^T).
 
-Shapes: R rows (outputs), D columns (inputs).
+Shapes: N matrices, R rows (outputs), D columns (inputs), B columns of a block.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ def inverse_factor(H_DD: Tensor) -> Tensor:
 
 
 def round_columns(
-    W_RD: Tensor, row_R: Tensor, column_D: Tensor, U_DD: Tensor, largest: int
+    W_NRD: Tensor, row_NR: Tensor, column_ND: Tensor, U_NDD: Tensor, largest: int
 ) -> tuple[Tensor, Tensor]:
-    """Codes for steps row_R[r] column_D[d], int16 [R, D], and the loss that they leave, [R].
+    """Codes for steps row[r] column[d], int16 [N, R, D], and the loss that they leave, [N, R].
 
-    The loss of a row is e (H + damping) e^T, e its weights less what its codes stand for. Codes go
-    from -largest to largest. All arguments share one dtype and device.
+    N matrices at once, as a GPU waits for the host where it does one column of a small one. The
+    loss of a row is e (H + damping) e^T, e its weights less what its codes stand for. Codes go from
+    -largest to largest. All arguments share one dtype and device.
     """
-    W_RD = W_RD.clone()
-    codes_RD = torch.empty_like(W_RD, dtype=torch.int16)
-    loss_R = torch.zeros_like(row_R)
-    D = W_RD.shape[1]
+    W_NRD = W_NRD.clone()
+    codes_NRD = torch.empty_like(W_NRD, dtype=torch.int16)
+    loss_NR = torch.zeros_like(row_NR)
+    D = W_NRD.shape[2]
     for start in range(0, D, BLOCK):
         stop = min(start + BLOCK, D)
-        errors_RB = torch.empty_like(W_RD[:, start:stop])
+        errors_NRB = torch.empty_like(W_NRD[:, :, start:stop])
         for j in range(start, stop):
-            step_R = row_R * column_D[j]
-            code_R = torch.round(W_RD[:, j] / step_R).clamp_(-largest, largest)
-            error_R = (W_RD[:, j] - code_R * step_R) / U_DD[j, j]
-            W_RD[:, j:stop] -= torch.outer(error_R, U_DD[j, j:stop])
-            codes_RD[:, j] = code_R.to(torch.int16)
-            errors_RB[:, j - start] = error_R
-        W_RD[:, stop:] -= errors_RB @ U_DD[start:stop, stop:]
-        loss_R += errors_RB.square().sum(dim=1)
-    return codes_RD, loss_R
+            step_NR = row_NR * column_ND[:, j, None]
+            code_NR = torch.round(W_NRD[:, :, j] / step_NR).clamp_(-largest, largest)
+            error_NR = (W_NRD[:, :, j] - code_NR * step_NR) / U_NDD[:, j, j, None]
+            W_NRD[:, :, j:stop] -= error_NR[:, :, None] * U_NDD[:, None, j, j:stop]
+            codes_NRD[:, :, j] = code_NR.to(torch.int16)
+            errors_NRB[:, :, j - start] = error_NR
+        W_NRD[:, :, stop:] -= errors_NRB @ U_NDD[:, start:stop, stop:]
+        loss_NR += errors_NRB.square().sum(dim=2)
+    return codes_NRD, loss_NR

@@ -5,15 +5,16 @@ bytes the one at which a prediction says that they will do. Once a file was too 
 fits, the next level lies between theirs, in proportion to their sizes. GPTQ rounds, and the size is
 that of the file itself.
 
-Shapes: R rows, D columns, N codes.
+Shapes: N matrices, R rows, D columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scangolf.artifact.calibrate import Curvature
@@ -101,15 +102,31 @@ def fit(
 def _round(matrices: Mapping[str, Matrix], level: float) -> tuple[dict[str, Stored], float]:
     """Every matrix rounded at a level, and the loss that is predicted for all of it."""
     stored, loss = {}, 0.0
-    for name, m in matrices.items():
-        row_R = m.rows_at(level)
-        steps = step_sizes(row_R), step_sizes(m.column_D)
-        codes_RD, loss_R = round_columns(m.weights_RD, *steps, m.U_DD, LARGEST_CODE)
-        loss += 0.5 * float(m.g_R @ loss_R)
-        codes_RD = codes_RD.cpu().numpy()
-        exponents = with_sizes(row_R.cpu().numpy(), m.column_D.cpu().numpy(), codes_RD)
-        stored[name] = Stored("mixed", (*exponents, codes_RD))
+    for names in _by_shape(matrices):
+        some = [matrices[name] for name in names]
+        rows = [m.rows_at(level) for m in some]
+        codes_NRD, loss_NR = round_columns(
+            torch.stack([m.weights_RD for m in some]),
+            step_sizes(torch.stack(rows)),
+            step_sizes(torch.stack([m.column_D for m in some])),
+            torch.stack([m.U_DD for m in some]),
+            LARGEST_CODE,
+        )
+        loss += 0.5 * float((torch.stack([m.g_R for m in some]) * loss_NR).sum())
+        for name, m, row_R, codes_RD in zip(
+            names, some, rows, codes_NRD.cpu().numpy(), strict=True
+        ):
+            exponents = with_sizes(row_R.cpu().numpy(), m.column_D.cpu().numpy(), codes_RD)
+            stored[name] = Stored("mixed", (*exponents, codes_RD))
     return stored, loss
+
+
+def _by_shape(matrices: Mapping[str, Matrix]) -> Iterable[list[str]]:
+    """The names of the matrices, those of one shape together."""
+    names: dict[torch.Size, list[str]] = {}
+    for name, matrix in matrices.items():
+        names.setdefault(matrix.weights_RD.shape, []).append(name)
+    return names.values()
 
 
 def predicted_code_bytes(matrices: Mapping[str, Matrix], level: float) -> float:
