@@ -89,7 +89,7 @@ def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[
     assert rows["seed"]["parameters"] == 30_299_152
     assert rows["tiny"]["fits"] is True
     assert rows["seed"]["fits"] is None
-    for name, bits, fits in (("hybrid", 5.64, True), ("parallel", 4.28, True)):
+    for name, bits, fits in (("hybrid", 4.66, True), ("parallel", 3.70, True)):
         room = 16_000_000 - rows[name]["code_bytes_at_most"]
         assert rows[name]["bits_per_weight"] == 8 * room / rows[name]["parameters"]
         assert rows[name]["bits_per_weight"] == pytest.approx(bits, abs=0.005)
@@ -98,14 +98,14 @@ def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[
     main(["presets"])
     lines = capsys.readouterr().out.splitlines()
     (hybrid,) = (line.split() for line in lines if line.strip().startswith("hybrid "))
-    row = "hybrid 9: 3 ssd : 1 attention 22,581,104 mixed-rans 5.64 bits a weight yes"
+    row = "hybrid 9: 3 ssd : 1 attention 27,299,696 mixed-rans 4.66 bits a weight yes"
     assert hybrid == row.split()
 
-    main(["presets", "hybrid", "--bits", "4.5", "--json"])
+    main(["presets", "hybrid", "--bits", "4.0", "--json"])
     larger = json.loads(capsys.readouterr().out)
-    main(["presets", "hybrid", "--bits", "4.5"])
+    main(["presets", "hybrid", "--bits", "4.0"])
     shown = capsys.readouterr().out
-    assert larger.keys() == {"--model.mlp-width 2112", "--model.n-layers 11"}
+    assert larger.keys() == {"--model.mlp-width 2496", "--model.n-layers 10"}
     for options, row in larger.items():
         assert f"{options} {row['parameters']:,} {row['bits_per_weight']:.2f}" in " ".join(
             shown.split()

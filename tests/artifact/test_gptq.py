@@ -46,8 +46,9 @@ def one_by_one(W: np.ndarray, steps: np.ndarray, H: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("R", "D"), [(1, 1), (3, 2), (5, 17), (4, BLOCK + 9)])
 def test_codes_are_those_of_the_definition(R, D):
     matrices = [case(R, D, seed) for seed in range(3)]
-    factors = [(W, row, column, inverse_factor(H)) for W, row, column, H in matrices]
-    together = round_columns(*map(torch.stack, zip(*factors, strict=True)), 127)
+    W, row, column, H = (torch.stack(parts) for parts in zip(*matrices, strict=True))
+    U = torch.stack([inverse_factor(one) for one in H])
+    together = round_columns(W, row, column, U, 127)
     for (W, row, column, H), codes, loss in zip(matrices, *together, strict=True):
         steps = torch.outer(row, column)
         expected = one_by_one(W.numpy(), steps.numpy(), damped(H))

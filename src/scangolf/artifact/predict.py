@@ -18,8 +18,8 @@ ROW_BYTES = 50
 """Of the manifest, for a tensor."""
 ZLIB_EXCESS = 1.04
 """What zlib takes beside the entropy of trained weights; Brotli adapts and comes near it."""
-MIXED_BITS = 4.0
-"""Bits a weight below which scheme mixed-rans began to cost 0.002 bits a byte."""
+MIXED_BITS = 3.25
+"""Bits a weight at which scheme mixed-rans costs preset hybrid 0.002 bits a byte (docs/LOG.md)."""
 
 
 def predict_bytes(
