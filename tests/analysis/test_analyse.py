@@ -111,8 +111,9 @@ def test_all_of_it_is_json_and_the_bytes_are_the_body(
     model: HybridLM, dataset: Dataset, artifact: Path
 ) -> None:
     reloaded, _ = load(artifact)
+    read = read_artifact(artifact)
     found = analyse(
-        artifact, model, reloaded, dataset, seq_len=SEQ_LEN, steps=7, sample="The owl met 3"
+        read, model, reloaded, dataset, seq_len=SEQ_LEN, steps=7, sample="The owl met 3"
     )
     json.dumps(found, allow_nan=False)
     assert (found["steps"], found["peak_memory_bytes"]) == (7, None)
@@ -138,7 +139,7 @@ def test_all_of_it_is_json_and_the_bytes_are_the_body(
     entropy = sum(t["entropy_bytes"] for t in stored.values())
     assert 0.97 * entropy < n_compressed < 1.03 * entropy + found["tokenizer_bytes"]
 
-    state = read_artifact(artifact).state
+    state = read.state
     for name, weights in model.named_parameters():
         distance = (state[name] - weights.detach()).norm() / weights.detach().norm()
         assert stored[name]["error"] == pytest.approx(float(distance), rel=1e-4, abs=1e-9)

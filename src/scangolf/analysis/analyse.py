@@ -9,7 +9,6 @@ Shapes: B sequences, L length, D model width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor
 from scangolf.analysis.dynamics import spectrum, watched_scans
 from scangolf.analysis.tensors import stored_tensors
 from scangolf.analysis.text import passage, surprisal
+from scangolf.artifact.codec import Artifact
 from scangolf.data.shards import Dataset
 from scangolf.model import Block, HybridLM
 from scangolf.score.bpb import byte_table
@@ -32,7 +32,7 @@ GATE_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def analyse(
-    artifact: Path,
+    artifact: Artifact,
     trained: HybridLM,
     reloaded: HybridLM,
     dataset: Dataset,
@@ -43,7 +43,7 @@ def analyse(
 ) -> dict[str, Any]:
     """All of it as plain JSON values, finite numbers only; takes seconds, on the model's device.
 
-    `trained` is what the file `artifact` was made of, `reloaded` what it holds. `steps` tells a
+    `trained` is what the artifact was made of, `reloaded` what it holds. `steps` tells a
     reader which end of a resumed run it belongs to, `sample` is a text the artifact generated.
     """
     tokenizer, kinds = dataset.tokenizer, reloaded.config.layers

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from scangolf.analysis.analyse import analyse
-from scangolf.artifact.load import load
+from scangolf.artifact.codec import read_artifact
+from scangolf.artifact.load import build
 from scangolf.config import run_config_from_dict
 from scangolf.data.shards import open_dataset
 from scangolf.device import pick_device
@@ -23,11 +24,12 @@ def write_analysis(folder: Path) -> None:
     tensors, progress = load_checkpoint(folder / "checkpoint")
     trained = HybridLM(config.model, seed=None)
     trained.load_state_dict({name: tensors[f"model.{name}"] for name in trained.parameter_groups()})
-    reloaded, _ = load(folder, pick_device(config.device))
+    file = folder / "artifact.sg"
+    artifact = read_artifact(file)
     analysis = analyse(
-        folder / "artifact.sg",
+        artifact,
         trained,
-        reloaded,
+        build(artifact, file, pick_device(config.device)),
         open_dataset(Path(config.data), ["val"]),
         seq_len=config.batch.seq_len,
         steps=progress.step,

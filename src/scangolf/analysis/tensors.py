@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from scangolf.artifact.codec import read_artifact
+from scangolf.artifact.codec import Artifact
 
 
-def stored_tensors(path: Path, trained: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+def stored_tensors(artifact: Artifact, trained: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """An entry of analysis.json for every tensor of an artifact, in the order of the file.
 
     bytes          before the body is compressed; with the tokenizer's they add up to the body
@@ -21,7 +20,6 @@ def stored_tensors(path: Path, trained: Mapping[str, Tensor]) -> list[dict[str, 
 
     `trained` holds the weights that the artifact was made of, by parameter name.
     """
-    artifact = read_artifact(path)
     entries = []
     for name, stored in artifact.stored.items():
         weights = trained[name].detach().double().cpu()

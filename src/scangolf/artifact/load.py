@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from scangolf.artifact.codec import read_artifact
+from scangolf.artifact.codec import Artifact, read_artifact
 from scangolf.config import ModelConfig
 from scangolf.data.tokenizer import Tokenizer
 from scangolf.device import compute_dtype
@@ -27,12 +27,17 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[HybridLM
     if path.is_dir():
         path = path / "artifact.sg"
     artifact = read_artifact(path)
+    return build(artifact, path, device), artifact.tokenizer
+
+
+def build(artifact: Artifact, path: Path, device: torch.device | str) -> HybridLM:
+    """The model of an artifact that was read from `path`, as `load` returns it."""
     _check_tensors(path, artifact.model_config, artifact.state)
     model = HybridLM(artifact.model_config, seed=None)
     model.load_state_dict(artifact.state)
     model = model.to(device).eval()
     model.compute_dtype = compute_dtype(torch.device(device))
-    return model, artifact.tokenizer
+    return model
 
 
 def _check_tensors(path: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
