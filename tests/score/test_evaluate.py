@@ -73,7 +73,7 @@ def test_the_batch_size_changes_nothing(
     model: HybridLM, monkeypatch: pytest.MonkeyPatch, mode: module.Mode, at_once: int
 ) -> None:
     expected = evaluate(model, TOKENS, TABLE, seq_len=SEQ_LEN, mode=mode)
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once * 13 * SEQ_LEN)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE_ON_CPU", at_once * 13 * SEQ_LEN)
     found = evaluate(model, TOKENS, TABLE, seq_len=SEQ_LEN, mode=mode)
     assert found.loss == pytest.approx(expected.loss, rel=1e-6)
     assert (found.tokens, found.bytes) == (expected.tokens, expected.bytes)

@@ -22,7 +22,7 @@ from scangolf.artifact.codec import Artifact
 from scangolf.data.shards import Dataset
 from scangolf.model import Block, HybridLM
 from scangolf.score.bpb import byte_table
-from scangolf.score.evaluate import LOGITS_AT_ONCE, whole_sequences
+from scangolf.score.evaluate import sequences_at_once, whole_sequences
 
 TARGETS = 2**18
 """Targets that loss by position and dt are taken over, at most."""
@@ -75,7 +75,7 @@ def loss_by_position(model: HybridLM, dataset: Dataset, seq_len: int) -> dict[st
     starts = np.arange(chosen) * count // chosen * seq_len
     table = byte_table(dataset.tokenizer)
     device = model.skip_weights.device
-    at_once = max(1, LOGITS_AT_ONCE // (model.config.vocab_size * seq_len))
+    at_once = sequences_at_once(model, seq_len)
     nats_L, bytes_L = np.zeros(seq_len), np.zeros(seq_len)
     for i in range(0, chosen, at_once):
         columns = starts[i : i + at_once, None] + np.arange(seq_len + 1)
