@@ -42,4 +42,6 @@ def wanted(line: str) -> bool:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python results/keep.py FOLDER_OF_RUNS FOLDER_TO_KEEP_THEM_IN")
+    if Path(sys.argv[2]).exists():
+        sys.exit(f"{sys.argv[2]}: exists already; remove it, or keep these runs in another folder")
     keep(Path(sys.argv[1]), Path(sys.argv[2]))

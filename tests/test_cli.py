@@ -122,6 +122,15 @@ def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[
     assert re.search(r"^ +model.vocab_size +1,024 *$", shown, re.MULTILINE)
 
 
+def test_presets_that_fit_in_coarse_steps_only_say_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("scangolf.artifact.room.MIXED_BITS", 4.0)
+    main(["presets"])
+    (parallel,) = (line for line in capsys.readouterr().out.splitlines() if "parallel" in line)
+    assert parallel.split()[-8:] == ["3.70", "bits", "a", "weight", "in", "steps", "that", "cost"]
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")

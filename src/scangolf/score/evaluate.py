@@ -29,7 +29,7 @@ Mode = Literal["plain", "sliding", "stateful"]
 LOGITS_AT_ONCE = 2**24
 """Bounds the memory of an evaluation, whatever the vocabulary and the length."""
 LOGITS_AT_ONCE_ON_CPU = 2**22
-"""Fewer stay in a CPU's caches, which is 1.4 times as fast (preset hybrid, two cores)."""
+"""Fewer stay in a CPU's caches: preset hybrid is scored 1.2 to 1.4 times as fast (docs/LOG.md)."""
 
 
 @dataclass(frozen=True)
