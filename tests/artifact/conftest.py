@@ -1,4 +1,4 @@
-"""A small model that has learned something, and the text it learned from."""
+"""A small model that has learned something and the text it learned from; an artifact to break."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from artifact_cases import TOKENIZER
+from codec_cases import CONFIG, SCHEMES, stored_state
 
+from scangolf.artifact.codec import encode
 from scangolf.config import AttentionConfig, ModelConfig, S6Config, SSDConfig
 from scangolf.model import HybridLM
 
@@ -50,7 +52,25 @@ def trained() -> Trained:
     found = Trained(HybridLM(config, 0), [tokens], 64)
     optimiser = torch.optim.Adam(found.model.parameters(), 0.006)
     for x_BL, y_BL in found.batches(0, 100):
-        optimiser.zero_grad()
         found.model(x_BL, y_BL).mean().backward()
         optimiser.step()
+        optimiser.zero_grad()
     return found
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def scheme(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def content(scheme) -> bytes:
+    return encode(stored_state(scheme), CONFIG, TOKENIZER, scheme)
+
+
+@pytest.fixture
+def path(tmp_path, content):
+    """An artifact to break."""
+    path = tmp_path / "artifact.sg"
+    path.write_bytes(content)
+    return path

@@ -1,4 +1,4 @@
-"""A small run of the package, and what runs a script far from the package."""
+"""A small run of the package, a submission, and what runs a script far from the package."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bundles import Bundle, make_bundle
 
 from scangolf.config import ArtifactConfig, BatchConfig, RunConfig, SSDConfig
 from scangolf.data.build import build_dataset
@@ -106,3 +107,14 @@ def python(tmp_path: Path) -> Python:
         return done.stdout
 
     return python
+
+
+@pytest.fixture(scope="session")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def bundle(good: Bundle, tmp_path: Path) -> Bundle:
+    """A copy to break."""
+    return good.copy(tmp_path)
