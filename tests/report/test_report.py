@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_plots_take_their_colours_from_the_page_and_speak(page: Page) -> None:
     assert len(plots) == 7
     axes = ["time (s)"] * 2 + ["steps", "tokens"] + ["time (s)"] * 3
     for plot, axis in zip(plots, axes, strict=True):
+        ElementTree.fromstring(plot)  # what is opened is closed
         assert not re.search(r"#[0-9a-f]{6}\b", plot)
         assert 'role="img"' in plot
         assert axis in plot

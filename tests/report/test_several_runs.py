@@ -1,7 +1,9 @@
 """Several runs on one page."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from report_cases import ANALYSIS, CONFIG, SUMMARY, Page, make_run
@@ -41,6 +43,8 @@ def test_numbers_curves_and_differences(runs: list[Path]) -> None:
     assert page.rows["seed"] == ["7", runs[0].name + ", third", "8", "second"]
     assert page.text.count("scangolf train tiny --seconds 110 --seed 7 --data 'my data'") == 2
     assert len(page.attributes("svg", "viewbox")) == 3 + 5  # keys in the table, curves
+    for plot in re.findall(r"<svg.*?</svg>", page.source, flags=re.S):
+        ElementTree.fromstring(plot)  # what is opened is closed
     assert not {"script", "b"} & {tag for tag, _ in page.tags}
     assert "nan" not in page.text
 

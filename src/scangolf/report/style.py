@@ -145,6 +145,7 @@ def svg(figure: Figure, name: str, label: str) -> str:
     assert view_box is not None
     body = re.sub("<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.S)
     body = body[body.index(">", body.index("<svg")) + 1 :]
+    body = re.sub("<g id=[^>]*/>", "", body)  # groups of nothing
     body = re.sub("<g id=[^>]*>", "<g>", body)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body.replace("xlink:href", "href"))
     body = re.sub("font-family: [^;]*; ", "", body)
