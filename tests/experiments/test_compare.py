@@ -160,6 +160,24 @@ def test_one_seed_says_nothing_about_chance(
     assert "nothing can be said about chance" in capsys.readouterr().out
 
 
+def test_what_most_configurations_have_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "a", 1, 2.0)
+    write_run(tmp_path / "b", 1, 1.9, settings={"model.n_layers": 5})
+    write_run(tmp_path / "c", 1, 1.8, settings={"model.s6.d_state": 4, "model.loops": 3})
+    main(["compare", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    most = PRESETS["tiny"]().model
+    assert lines[:4] == [
+        f"most: model.n_layers = {most.n_layers}, model.loops = 1, "
+        f"model.s6.d_state = {most.s6.d_state}",
+        "c: model.loops = 3, model.s6.d_state = 4",
+        "b: model.n_layers = 5",
+        "a: as most",
+    ]
+
+
 def test_no_record_where_nothing_varies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, bpb in ((1, 1.0), (2, 1.1)):
         write_run(tmp_path / "new" / f"seed-{seed}", seed, bpb, settings=WIDE)
@@ -248,7 +266,7 @@ def test_one_configuration_alone(tmp_path: Path) -> None:
 def test_the_command(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["compare", str(plan), "--against", "base", "--png", str(plan / "plot.png")])
     shown = capsys.readouterr().out
-    assert "wide: model.pattern = 3 s6 : 1 attention, model.s6.expand = 3" in shown
+    assert "wide: model.s6.expand = 3, optim.matrix_lr = 0.01\n" in shown
     assert "p is corrected for 2 comparisons" in shown
     assert "at equal steps after 10 steps, on validation" in shown
     assert "too large" in shown

@@ -70,6 +70,24 @@ def test_variants_with_what_is_common(tmp_path: Path) -> None:
     assert (timed.steps, timed.seconds) == (None, 5.0)
 
 
+def test_a_variant_may_start_from_another_preset(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "steps = 7\n[settings]\nmodel.d_model = 64\n[variants.a]\n"
+        '[variants.b]\npreset = "baseline"\nmodel.n_layers = 3\n'
+        '[variants.c]\npreset = "base"\n',
+    )
+    resolved = resolve(read_plan(path))
+    common = {"steps": 7, "seed": 1, "model.d_model": 64}
+    assert resolved.configs == {
+        "a": with_settings(PRESETS["tiny"](), common),
+        "b": with_settings(PRESETS["baseline"](), common | {"model.n_layers": 3}),
+    }
+    assert resolved.problems["c"].startswith("preset = 'base': needs one of tiny, baseline")
+    axes = resolve(read_plan(write(tmp_path, '[axes]\npreset = ["tiny", "hybrid"]\n'))).configs
+    assert [config.preset for config in axes.values()] == ["tiny", "hybrid"]
+
+
 def test_axes_multiply_the_variants(tmp_path: Path) -> None:
     axes = '[axes]\nmodel.s6.d_state = [4, 8]\nmodel.pattern = ["s6", "3 s6 : 1 attention"]\n'
     names = [
@@ -103,6 +121,7 @@ def test_axes_of_the_same_last_name_are_called_by_their_whole_name(tmp_path: Pat
         ("steps = 'three'\n[variants.a]\n", "steps = 'three': needs a whole number"),
         ("[settings]\nmodel.d_modle = 3\n[variants.a]\n", "settings: model.d_modle"),
         ("[settings]\nseconds = 3\n[variants.a]\n", "seconds: is the same for all variants"),
+        ("[settings]\npreset = 'tiny'\n[variants.a]\n", "preset: is no setting of all runs"),
         ('[variants."../a"]\n', "variants.../a: names a folder"),
         (
             "[variants.a]\nmodel.d_model = 64\n[axes]\nmodel.d_model = [64]\n",

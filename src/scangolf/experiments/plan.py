@@ -10,6 +10,9 @@ batch.tokens = 131072
 [variants.s6-wide]              # what is compared, each with its own settings
 model.s6.expand = 3
 
+[variants.theirs]               # or from another preset
+preset = "baseline"
+
 [axes]                          # every variant (or the preset itself) at every combination
 model.s6.d_state = [8, 16, 32]
 """
@@ -32,7 +35,7 @@ from scangolf.settings import checked, nearest, with_settings
 
 SHIPPED = Path(__file__).with_name("plans")
 KEYS = ("preset", "seeds", "seconds", "steps", "settings", "variants", "axes")
-AT_THE_TOP = {"preset": "preset", "seed": "seeds", "seconds": "seconds", "steps": "steps"}
+AT_THE_TOP = {"seed": "seeds", "seconds": "seconds", "steps": "steps"}
 """Settings that all runs share or that make the seeds of a variant, and the plan's key for each."""
 ALSO_READ_BY = {
     "attention": {"parallel"},
@@ -47,6 +50,7 @@ name."""
 class Plan:
     name: str
     preset: str
+    """Of the variants that name none."""
     seeds: tuple[int, ...]
     common: dict[str, Any]
     """Settings of all runs by dotted name, the budget among them."""
@@ -90,15 +94,15 @@ def resolve(plan: Plan, *, data: str | None = None, seconds: float | None = None
     """Every variant's whole configuration; `data` and `seconds` replace the plan's own."""
     given = {} if data is None else {"data": data}
     given |= {} if seconds is None else {"seconds": seconds, "steps": None}
-    preset = PRESETS[plan.preset]()
     configs: dict[str, RunConfig] = {}
     problems: dict[str, str] = {}
     for name, own in plan.variants.items():
         try:
             settings = checked(own)
             _refuse_what_is_at_the_top(settings)
+            preset = _known(settings.pop("preset", plan.preset))
             settings = {"seed": plan.seeds[0]} | plan.common | settings | given
-            config = with_settings(preset, settings)
+            config = with_settings(PRESETS[preset](), settings)
             _refuse_what_has_no_effect(checked(own), config)
             twin = next((other for other, twin in configs.items() if twin == config), None)
             if twin is not None:
@@ -114,15 +118,15 @@ def _plan(name: str, values: Mapping[str, Any]) -> Plan:
     for key in values:
         if key not in KEYS:
             raise UserError(f"{key}: no such key of a plan; did you mean {nearest(key, KEYS)}?")
-    preset, seeds = values.get("preset"), _seeds(values.get("seeds"))
-    if preset not in PRESETS:
-        raise UserError(f"preset = {preset!r}: needs one of {', '.join(PRESETS)}")
+    preset, seeds = _known(values.get("preset")), _seeds(values.get("seeds"))
     if "seconds" in values and "steps" in values:
         raise UserError("seconds and steps: a plan has one budget; leave one of them out")
     settings, axes = (dict(flat(_table(values, key))) for key in ("settings", "axes"))
     try:
         common = checked(settings)
         _refuse_what_is_at_the_top(common)
+        if "preset" in common:
+            raise UserError("preset: is no setting of all runs; set it at the plan's top")
     except UserError as error:
         raise UserError(f"settings: {error}") from error
     common |= checked({key: values[key] for key in ("seconds", "steps") if key in values})
@@ -134,6 +138,12 @@ def _plan(name: str, values: Mapping[str, Any]) -> Plan:
                 f"variants.{variant}: names a folder; use letters, digits and any of . , = + - _"
             )
     return plan
+
+
+def _known(preset: Any) -> str:
+    if preset not in PRESETS:
+        raise UserError(f"preset = {preset!r}: needs one of {', '.join(PRESETS)}")
+    return preset
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,8 @@ WIDTH, ROW_HEIGHT, FRAME = 640, 26, 90
 
 def print_comparison(comparison: Comparison) -> None:
     out = wide_console()
-    for row in comparison.rows:
-        if row.differs:
-            out.print(f"{row.name}: {_differs(row)}", soft_wrap=True)
+    for line in _settings(comparison.rows):
+        out.print(line, soft_wrap=True)
     out.print(_scores(comparison))
     out.print(
         "bits a byte of the artifact read back from disk, ± their 95 % interval; "
@@ -142,8 +143,23 @@ def _view(view: View) -> str:
     return f"at equal {'steps' if view.unit == 'steps' else 'time'} after {at}, on {source}"
 
 
-def _differs(row: Row) -> str:
-    return ", ".join(f"{name} = {_value(value)}" for name, value in row.differs.items())
+def _settings(rows: Sequence[Row]) -> Iterator[str]:
+    """What sets the configurations apart: first what most of them have, then what each has else."""
+    most = {}
+    for name in rows[0].differs:
+        ((value, count),) = Counter(row.differs[name] for row in rows).most_common(1)
+        if 2 * count > len(rows):
+            most[name] = value
+    if most:
+        yield f"most: {_values(most)}"
+    for row in rows:
+        own = {n: v for n, v in row.differs.items() if n not in most or v != most[n]}
+        if row.differs:
+            yield f"{row.name}: {_values(own) if own else 'as most'}"
+
+
+def _values(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {_value(value)}" for name, value in settings.items())
 
 
 def _value(value: Any) -> str:
