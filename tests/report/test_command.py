@@ -75,3 +75,14 @@ def test_what_sets_configurations_apart() -> None:
     assert found["evals"] == [("-", ["a", "c"]), ("4", ["b"])]
     assert "model.d_model" not in found
     assert differences([("a", plain), ("b", plain)]) == []
+
+
+def test_what_most_of_many_have_is_not_listed_by_name() -> None:
+    seeds = [to_dict(PRESETS["tiny"]()) | {"seed": seed} for seed in (7, 8, 8, 8, 9)]
+    assert differences([*zip("abcde", seeds, strict=True)]) == [
+        ("seed", [("7", ["a"]), ("9", ["e"]), ("8", ["the other 3"])])
+    ]
+    half = [to_dict(PRESETS["tiny"]()) | {"seed": seed} for seed in (7, 7, 8, 8)]
+    assert differences([*zip("abcd", half, strict=True)]) == [
+        ("seed", [("7", ["a", "b"]), ("8", ["c", "d"])])
+    ]

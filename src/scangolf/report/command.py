@@ -48,7 +48,8 @@ def differences(
 ) -> list[tuple[str, list[tuple[str, list[str]]]]]:
     """The settings that are not the same in all of these named configurations.
 
-    Each with its values, and the names of the runs that have each; `-` where a run has none.
+    Each with its values, and the names of the runs that have each; `-` where a run has none. What
+    more than half of many runs have comes last, without their names.
     """
     settings = {name: dict(leaves(config)) for name, config in runs}
     differing = []
@@ -58,5 +59,8 @@ def differences(
             text = json.dumps(values[path], ensure_ascii=False) if path in values else "-"
             holders.setdefault(text, []).append(name)
         if len(holders) > 1:
+            most = max(holders, key=lambda text: len(holders[text]))
+            if len(holders[most]) > max(2, len(runs) / 2):
+                holders[most] = [f"the other {len(holders.pop(most))}"]
             differing.append((path, list(holders.items())))
     return differing

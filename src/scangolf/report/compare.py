@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Line(NamedTuple):
-    """How a run is drawn: 12 of them look different."""
+    """How a run is drawn: 24 of them look different."""
 
     role: str
     dashes: tuple[float, ...]
@@ -47,7 +48,9 @@ class Line(NamedTuple):
 
 def line(index: int) -> Line:
     """That of the run of this number, from 0."""
-    return Line(RUN_ROLES[index % len(RUN_ROLES)], RUN_DASHES[index % len(RUN_DASHES)])
+    round_of_all = index // math.lcm(len(RUN_ROLES), len(RUN_DASHES))
+    dashes = RUN_DASHES[(index + round_of_all) % len(RUN_DASHES)]
+    return Line(RUN_ROLES[index % len(RUN_ROLES)], dashes)
 
 
 def comparison(runs: Sequence[RunFolder]) -> dict[str, Any]:

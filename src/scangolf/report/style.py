@@ -38,7 +38,7 @@ INK, MUTED, RULE, RAW, TRAIN, SCORE = (
 
 RUN_ROLES = ("train", "score", "green", "violet", "ochre", "teal")
 RUN_DASHES = ((), (5.0, 2.0), (1.5, 1.8), (7.0, 2.0, 1.5, 2.0))
-"""Lines drawn and left out, in pixels. With the colours, 12 runs look different from each other."""
+"""Lines drawn and left out, in pixels. With the colours, 24 runs look different from each other."""
 
 SURPRISAL_BITS = (1, 2, 4, 6, 9)
 """Where the tint of a surprising piece of text gets a step stronger."""
