@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,10 @@ from scangolf.cli import main
 from scangolf.config import to_dict
 from scangolf.errors import UserError
 from scangolf.experiments.plan import read_plan, resolve
-from scangolf.experiments.work import Job
+from scangolf.experiments.work import Job, work
 from scangolf.records import write_json
 from scangolf.run import run
+from scangolf.train.turns import Turns
 
 PLAN = """
 preset = "tiny"
@@ -196,6 +199,41 @@ def test_two_processes_share_a_plan(tmp_path: Path, dataset: Path) -> None:
     for seed in (1, 2):
         assert ablation.begun("attention", seed) == 1
         assert ablation.summary("attention", seed)["seed"] == seed
+
+
+def test_a_run_trains_alone_and_does_all_else_beside_others(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation = Ablation(tmp_path, dataset, PLAN)
+    job = ablation.job("attention", 1)
+    seen: list[tuple[str, set[str]]] = []
+
+    def look(when: str) -> None:
+        names = ("config.json", "checkpoint", "summary.json", "analysis.json")
+        seen.append((when, {name for name in names if (job.folder / name).exists()}))
+
+    class Watched(Turns):
+        def __enter__(self) -> "Watched":
+            look("begins")
+            return self
+
+        @contextmanager
+        def alone(self, say: Callable[[str], None]) -> Iterator[None]:
+            look("trains")
+            yield
+            look("goes on")
+
+        def __exit__(self, *_: object) -> None:
+            look("ends")
+
+    monkeypatch.setattr(Turns, "on", lambda device: Watched(None))
+    work(job)
+    assert seen == [
+        ("begins", set()),
+        ("trains", {"config.json"}),
+        ("goes on", {"config.json", "checkpoint"}),
+        ("ends", {"config.json", "checkpoint", "summary.json", "analysis.json"}),
+    ]
 
 
 def test_a_signal_stops_the_run_and_the_plan(tmp_path: Path, dataset: Path) -> None:

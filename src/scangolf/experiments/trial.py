@@ -18,6 +18,7 @@ from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.score.evaluate import whole_sequences
 from scangolf.train.optim import partition
+from scangolf.train.turns import Turns
 
 SEQUENCES, LENGTH = 2, 32
 """Of the pass that tries a model out."""
@@ -38,6 +39,11 @@ def try_out(config: RunConfig, dataset: Callable[[str], Dataset]) -> Trial:
     """
     _check_data(config, dataset(config.data))
     device = pick_device(config.device)
+    with Turns.on(device):  # another run of a plan may be training there
+        return _try_on(device, config)
+
+
+def _try_on(device: torch.device, config: RunConfig) -> Trial:
     model = HybridLM(config.model, config.seed).to(device)
     model.compute_dtype = compute_dtype(device)
     partition(model)

@@ -15,9 +15,11 @@ from typing import Literal
 
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.console import flat
+from scangolf.device import pick_device
 from scangolf.errors import Stopped, UserError
 from scangolf.experiments.claims import claimed, holder
 from scangolf.train.trackers import TrackerName, following
+from scangolf.train.turns import Turns
 
 State = Literal["finished", "under way", "failed", "interrupted", "waiting"]
 
@@ -80,8 +82,9 @@ def work(job: Job, track: TrackerName | None = None) -> None:
     """Does a run from where it stands, unless it is done or another process does it.
 
     To be called in a process of its own: then whatever becomes of one run, the memory it filled and
-    the GPU it left in error, is gone before the next one. A failure leaves error.txt and exit code
-    1, a signal its own code; the run can be continued after either.
+    the GPU it left in error, is gone before the next one. On a GPU that such processes share it
+    trains alone. A failure leaves error.txt and exit code 1, a signal its own code; the run can be
+    continued after either.
     """
     with claimed(job.folder) as ours:
         if not ours or job.state() == "finished":
@@ -94,15 +97,17 @@ def work(job: Job, track: TrackerName | None = None) -> None:
             from scangolf.submission.forms import code_bytes
             from scangolf.train.live import make_display
 
-            with following(job.folder, track):
-                run(
-                    job.config,
-                    job.folder,
-                    code_bytes=code_bytes(job.config),
-                    resume=(job.folder / "config.json").exists(),
-                    make_display=make_display,
-                )
-            write_analysis(job.folder)
+            with Turns.on(pick_device(job.config.device)) as turns:
+                with following(job.folder, track):
+                    run(
+                        job.config,
+                        job.folder,
+                        code_bytes=code_bytes(job.config),
+                        resume=(job.folder / "config.json").exists(),
+                        turns=turns,
+                        make_display=make_display,
+                    )
+                write_analysis(job.folder)
             write_report(job.folder)
         except Stopped as stopped:
             raise SystemExit(stopped.exit_code) from stopped
