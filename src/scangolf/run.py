@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from scangolf.train.checkpoint import Progress
 from scangolf.train.loop import Trainer, split_batch
 from scangolf.train.metrics import evaluation_record, write_record
 from scangolf.train.progress import Display, Plain, Silent
-from scangolf.train.turns import UNSHARED, Turns
 from scangolf.train.world import ALONE, World
 
 MAY_CHANGE = {"seconds", "steps", "data", "device", "compile", "evals", "checkpoint_seconds"}
@@ -49,14 +49,14 @@ def run(
     code_bytes: int,
     resume: bool = False,
     world: World = ALONE,
-    turns: Turns = UNSHARED,
+    alone: Callable[[Callable[[str], None]], AbstractContextManager[object]] = nullcontext,
     make_display: Callable[[Path], Display] = Plain,
 ) -> dict[str, Any]:
     """Trains into `folder` and returns its summary; a signal raises Stopped.
 
     Every process of `world` calls it; the first one writes the folder. `code_bytes` are those of
-    the script that the run would be submitted with: they count, too. It trains while `turns` has
-    the device for it alone. `make_display` is given the path of train.log.
+    the script that the run would be submitted with: they count, too. It trains within
+    `alone(say)`, where `say` shows a line. `make_display` is given the path of train.log.
     """
     dataset, val_tokens = world.together(lambda: _prepare(config, world))
     world.first(lambda: _claim(folder, resume))
@@ -94,7 +94,7 @@ def run(
                 )
             display.say(f"resumed after step {trainer.progress.step:,}")
         world.first(lambda: write_json(folder / "config.json", to_dict(config)))
-        with turns.alone(display.say):
+        with alone(display.say):
             trainer.train()
         done = trainer.progress
         display.say(f"{done.step:,} steps, train_seconds {done.seconds:.3f}")

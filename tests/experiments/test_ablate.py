@@ -20,10 +20,10 @@ from scangolf.cli import main
 from scangolf.config import to_dict
 from scangolf.errors import UserError
 from scangolf.experiments.plan import read_plan, resolve
+from scangolf.experiments.turns import Turns
 from scangolf.experiments.work import Job, work
 from scangolf.records import write_json
 from scangolf.run import run
-from scangolf.train.turns import Turns
 
 PLAN = """
 preset = "tiny"

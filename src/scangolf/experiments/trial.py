@@ -15,10 +15,10 @@ from scangolf.config import RunConfig
 from scangolf.data.shards import Dataset
 from scangolf.device import compute_dtype, pick_device
 from scangolf.errors import UserError
+from scangolf.experiments.turns import Turns
 from scangolf.model import HybridLM
 from scangolf.score.evaluate import whole_sequences
 from scangolf.train.optim import partition
-from scangolf.train.turns import Turns
 
 SEQUENCES, LENGTH = 2, 32
 """Of the pass that tries a model out."""

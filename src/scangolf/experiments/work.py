@@ -18,8 +18,8 @@ from scangolf.console import flat
 from scangolf.device import pick_device
 from scangolf.errors import Stopped, UserError
 from scangolf.experiments.claims import claimed, holder
+from scangolf.experiments.turns import Turns
 from scangolf.train.trackers import TrackerName, following
-from scangolf.train.turns import Turns
 
 State = Literal["finished", "under way", "failed", "interrupted", "waiting"]
 
@@ -104,7 +104,7 @@ def work(job: Job, track: TrackerName | None = None) -> None:
                         job.folder,
                         code_bytes=code_bytes(job.config),
                         resume=(job.folder / "config.json").exists(),
-                        turns=turns,
+                        alone=turns.alone,
                         make_display=make_display,
                     )
                 write_analysis(job.folder)

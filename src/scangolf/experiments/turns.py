@@ -112,6 +112,3 @@ def _locked(file: int, how: int) -> bool:
 def _wait(file: int, how: int) -> None:
     while not _locked(file, how):
         time.sleep(SECONDS)
-
-
-UNSHARED = Turns(None)

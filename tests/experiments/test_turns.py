@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scangolf.train.turns import Turns
+from scangolf.experiments.turns import Turns
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="takes no turns")
 
@@ -114,7 +114,7 @@ def test_a_run_that_fails_alone_does_not_wait_to_go_on(tmp_path: Path) -> None:
 
 HOLD = """
 import pathlib, sys, time
-from scangolf.train.turns import Turns
+from scangolf.experiments.turns import Turns
 with Turns(pathlib.Path(sys.argv[1])) as turns, turns.alone(print):
     print("alone", flush=True)
     time.sleep(60)
