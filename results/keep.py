@@ -18,7 +18,10 @@ EVERY = 10
 
 
 def keep(runs: Path, kept: Path) -> None:
-    for summary in sorted(runs.rglob("summary.json")):
+    finished = sorted(runs.rglob("summary.json"))
+    if not finished:
+        sys.exit(f"{runs}: holds no finished run; name a folder of runs")
+    for summary in finished:
         run = summary.parent
         out = kept / run.relative_to(runs)
         out.mkdir(parents=True)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,15 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["tarin"], "choose from data, train, presets, eval, quantize, generate, report"),
-        (["train", "tinny"], "choose from tiny, baseline, seed"),
+        (["tarin"], "did you mean train? Choose from data, train, presets, eval, quantize"),
+        (["train", "tinny"], "did you mean tiny? Choose from tiny, baseline, seed, hybrid"),
+        (["train", "tinny"], "hybrid-lti, parallel, golf\n"),
+        (
+            ["presets", "hybird"],
+            "invalid choice 'hybird' for argument 'name'; did you mean hybrid?",
+        ),
+        (["ablate", "a", "--against", "b"], "scangolf ablate has no --against, b; see"),
+        (["train", "tiny", "--steps", "five"], "could be instantiated from ['five']; see --help\n"),
         (["train", "tiny", "--sedonds", "3"], "did you mean --seconds?"),
         (["train", "tiny", "--batch.token", "3"], "did you mean --batch.tokens?"),
         (["train", "tiny", "--model.d-modle", "3"], "did you mean --model.d-model?"),
@@ -49,8 +57,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["train", "tiny", "--seconds", "0"], "--seconds 0.0: needs a budget above 0 seconds"),
         (["train", "tiny", "--model.pattern", "mamba"], "cannot read 'mamba'"),
         (["train", "tiny", "--data", "nowhere"], "nowhere"),
-        (["eval", "nowhere"], "nowhere"),
-        (["generate", "nowhere"], "nowhere"),
+        (["eval", "nowhere"], "nowhere: no such file or folder"),
+        (["eval", "."], ".: not a run folder"),
+        (["eval", ".", "--stride", "4"], "not a run folder"),
+        (["generate", "nowhere"], "nowhere: no such file or folder"),
         (["report", "nowhere"], "nowhere"),
         (["ablate", "nowhere"], "nowhere: no such plan"),
         (["compare", "nowhere"], "nowhere: no run folder"),
@@ -60,6 +70,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["report"], "report: name at least one run folder"),
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
+        (["data", "text", "a", "--val-share", "1.5"], "--val-share 1.5: needs a share above 0"),
         (["data", "inspect", "nowhere.bin"], "nowhere.bin"),
         (
             ["data", "inspect", ".", "--tokenizer", "t"],
@@ -79,6 +90,12 @@ def test_mistakes_are_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *args)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert capsys.readouterr().out == pyproject["project"]["version"] + "\n"
 
 
 def test_presets_show_what_they_are_and_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +331,8 @@ def test_a_run_is_never_overwritten_and_resumes_only_as_itself(
     assert json.loads((workplace / "resumed" / "summary.json").read_text())["steps"] == 15
     assert json.loads((workplace / "resumed" / "analysis.json").read_text())["steps"] == 15
     page, picture = workplace / "page.html", workplace / "curve.png"
-    main(["report", run, run, "--out", str(page), "--png", str(picture)])
+    twin = shutil.copytree(run, workplace / "twin")
+    main(["report", run, str(twin), run, "--out", str(page), "--png", str(picture)])
     assert "<h1>2 runs</h1>" in page.read_text()
     assert picture.stat().st_size > 0
 

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 def one_line(box: str) -> str:
-    """The complaint of a tyro error box, and the option that was probably meant."""
+    """The complaint of a tyro error box, and what was probably meant."""
     plain = re.sub(r"[│╭╮╰╯]", "", box)
     sections = re.split(r"[─-]{4,}", plain)
-    if len(sections) < 2:
+    if len(sections) < 3:
         return " ".join(plain.split())
-    _title, what, *hints = sections
-    line = " ".join(what.split()).rstrip(".")
-    mistyped = re.search(r"Unrecognized options: (--[\w.-]+)", line)
-    offered = re.findall(r"\n\s+(--[\w.-]+) ", "".join(hints))
+    _title, what, hint = sections[:3]
+    if misplaced := re.findall(r"^\s*(\S+) \(applied to ([^)]+)\)", what, re.MULTILINE):
+        words, commands = zip(*misplaced, strict=True)
+        return f"{commands[0]} has no {', '.join(words)}; see {commands[0]} --help"
+    line = " ".join(what.partition("Got errors:")[0].split()).rstrip(".")
+    mistyped = re.search(r"Unrecognized options: ([\w.-]+)", line)
+    if choices := re.search(r"Available subcommands: ([\w,\s-]+)", hint):
+        offered = choices[1].replace(",", " ").split()
+        meant = _nearest(mistyped[1] if mistyped else "", offered)
+        return f"{line}; did you mean {meant}? Choose from {', '.join(offered)}"
+    if choice := re.match(r"(invalid choice '(.*)' for argument .*)\. Expected one of (.*)", line):
+        offered = [word for word in re.findall(r"'(.+?)'", choice[3]) if word != "None"]
+        return f"{choice[1]}; did you mean {_nearest(choice[2], offered)}?"
+    offered = re.findall(r"\n\s+(--[\w.-]+) ", hint)
     if mistyped and offered:
-        nearest = difflib.get_close_matches(mistyped[1], offered, n=1, cutoff=0)
-        return f"{line}; did you mean {nearest[0]}?"
-    choices = re.search(r"Available subcommands: (.*?)(?:\s{2,}|$)", "".join(hints))
-    return f"{line}; choose from {choices[1].strip()}" if choices else f"{line}; see --help"
+        return f"{line}; did you mean {_nearest(mistyped[1], offered)}?"
+    return f"{line}; see --help"
+
+
+def _nearest(word: str, offered: Sequence[str]) -> str:
+    return difflib.get_close_matches(word, offered, n=1, cutoff=0)[0]
 
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:
@@ -34,7 +47,6 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
         print(dumps(values, indent=2))
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE, show_header=False)
@@ -43,17 +55,28 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
     for key, value in flat(values):
         is_name = key.rpartition(".")[2] == "seed"
         table.add_row(key, str(value) if is_name else _human(value))
-    Console(highlight=False, markup=False).print(table)
+    wide_console().print(table)
 
 
 def wide_console() -> Console:
-    """For tables: as wide as the terminal, or 120 characters where there is none."""
+    """For tables: as wide as the terminal, and at least 120 characters.
+
+    A narrower terminal breaks its lines; a table made for it would crop names and numbers.
+    """
     from rich.console import Console
 
-    on_terminal = Console(highlight=False, markup=False)
-    if on_terminal.is_terminal:
-        return on_terminal
-    return Console(highlight=False, markup=False, width=120)
+    width = Console().width
+    return Console(highlight=False, markup=False, width=max(width, 120))
+
+
+def print_whole(table: Table) -> None:
+    """A table as wide as it needs, so that nothing in a column of `no_wrap` is cropped."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    out = wide_console()
+    need = Measurement.get(out, out.options.update(width=10_000), table).maximum
+    Console(highlight=False, markup=False, width=max(out.width, need)).print(table)
 
 
 def print_verdicts(rows: Iterable[tuple[str, str, str]]) -> None:

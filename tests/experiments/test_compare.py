@@ -160,6 +160,22 @@ def test_one_seed_says_nothing_about_chance(
     assert "nothing can be said about chance" in capsys.readouterr().out
 
 
+def test_names_are_as_long_as_it_takes_to_tell_them_apart(tmp_path: Path) -> None:
+    for i, plan in enumerate(("long", "short")):
+        for seed in (1, 2):
+            more = {"batch.seq_len": 64 * (i + 1)}
+            write_run(tmp_path / plan / "wide" / f"seed-{seed}", seed, 2.0, settings=WIDE | more)
+        write_run(
+            tmp_path / plan / f"only-{plan}" / "seed-1", 1, 1.5 + i, settings={"model.loops": i + 1}
+        )
+    groups, _ = read_groups([tmp_path])
+    assert {group.name: len(group.runs) for group in groups} == {
+        "long/wide": 2, "short/wide": 2, "only-long": 1, "only-short": 1,
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"wide: no such configuration; did you mean .*/wide"):
+        compare([tmp_path], against="wide")
+
+
 def test_what_most_configurations_have_is_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 from report_cases import ANALYSIS, CONFIG, SUMMARY, Page, make_run
 
+from scangolf.cli import main
 from scangolf.errors import UserError
 from scangolf.report.compare import line
 from scangolf.report.page import write_report
@@ -93,6 +94,15 @@ def test_a_hundred_thousand_steps_each_stay_a_small_page(tmp_path: Path) -> None
 
 def test_a_whole_study_looks_different() -> None:
     assert len({line(i) for i in range(24)}) == 24
+
+
+def test_a_folder_of_runs_has_its_page(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "plan" / name).mkdir(parents=True)
+        make_run(tmp_path / "plan" / name / "seed-7")
+    main(["report", str(tmp_path / "plan")])
+    page = Page(tmp_path / "plan" / "report.html")
+    assert {"a/seed-7", "b/seed-7"} <= page.rows.keys()
 
 
 def test_no_run_and_no_run_folder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import io
 import signal
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from typing import NoReturn
 
 from scangolf.cli import data, train, presets, artifact, audit, experiments, bench  # isort: skip
@@ -47,6 +48,9 @@ def _refuse(line: str) -> NoReturn:
 
 def _parse_and_run(args: Sequence[str]) -> None:
     """Parses with tyro, whose boxed complaint becomes one line, and runs the verb."""
+    if [*args] == ["--version"]:
+        print(metadata.version("scangolf"))
+        return
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

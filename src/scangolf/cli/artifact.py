@@ -41,6 +41,9 @@ def evaluate(
     def verb() -> None:
         from scangolf.run import score_artifact
 
+        _require_artifact(artifact)
+        if stride is not None and mode != "sliding":
+            raise UserError(f"--stride {stride}: is of --mode sliding, not {mode}; leave it out")
         values = score_artifact(
             artifact, data=data, mode=mode, stride=stride, seq_len=seq_len, device=device
         )
@@ -142,6 +145,7 @@ def generate(
                 f"--tokens {tokens} --top-k {top_k} --temperature {temperature}: "
                 "needs at least 1 token, a top-k of 1 and a temperature of 0"
             )
+        _require_artifact(artifact)
         model, tokenizer = load(artifact, pick_device(device))
         text = continue_text(
             model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed
@@ -151,6 +155,16 @@ def generate(
     return verb
 
 
+def _require_artifact(path: Path) -> None:
+    """Says what is missing where neither a file nor a run folder that has one is named."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; name a run folder or an artifact.sg")
+    if path.is_dir() and not (path / "artifact.sg").exists():
+        if (path / "config.json").exists():
+            raise UserError(f"{path}: holds no artifact.sg; train --resume finishes its run")
+        raise UserError(f"{path}: not a run folder; name the --out folder of a training")
+
+
 @app.command
 def report(
     runs: Positional[tuple[Path, ...]], out: Path | None = None, png: Path | None = None
@@ -158,18 +172,22 @@ def report(
     """One page of a run: curves, score, bytes, memory, text; of several, beside each other.
 
     Args:
-        runs: Run folders, finished or not.
-        out: The page; report.html in the run folder, or beside the first of several, unless given.
+        runs: Run folders, finished or not, or folders of them, such as an ablation's.
+        out: The page; report.html in the folder that was named, or beside the first of several,
+            unless given.
         png: Also draw the first run's curve of bits per byte alone, as this picture.
     """
 
     def verb() -> None:
+        from scangolf.experiments.groups import run_folders
         from scangolf.report.page import write_report
         from scangolf.report.plots import curve_png
 
-        print(write_report(*runs, out=out))
+        folders = run_folders(runs)
+        page = runs[0] / "report.html" if out is None and len(runs) == 1 else out
+        print(write_report(*folders, out=page))
         if png is not None:
-            curve_png(runs[0], png)
+            curve_png(folders[0], png)
             print(png)
 
     return verb

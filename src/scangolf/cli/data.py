@@ -80,6 +80,8 @@ def data_text(
 
         if not paths:
             raise UserError("data text: name at least one file or folder, before any --val")
+        if not 0 < val_share < 1:
+            raise UserError(f"--val-share {val_share}: needs a share above 0 and below 1")
 
         def documents() -> Iterator[tuple[str, Split]]:
             for text in read_documents(paths, per):

@@ -28,7 +28,8 @@ def ablate(
     at once, the processes share the runs. Exit code 1 if a run failed.
 
     Args:
-        plan: A TOML file, or the name of a plan in the package (seed-ablation).
+        plan: A TOML file, or the name of a plan in the package: seed-ablation, challenge-60s,
+            hybrid-against-attention, hybrid-against-attention-60s.
         out: Folder of the runs, VARIANT/seed-N; runs/ and the plan's name unless given.
         data: Folder of the dataset, instead of the plan's.
         seconds: Budget of every run, instead of the plan's.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,7 +48,7 @@ def read_groups(paths: Sequence[Path]) -> tuple[list[Group], dict[str, str]]:
         raise UserError("compare: name at least one run folder, or a folder of them")
     runs: list[RunFolder] = []
     left_out: dict[str, str] = {}
-    for folder in _run_folders(paths):
+    for folder in run_folders(paths):
         try:
             run = read_run(folder)
         except UserError as error:
@@ -80,7 +80,8 @@ def differences(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
     return {group.name: {name: group.settings[name] for name in names} for group in groups}
 
 
-def _run_folders(paths: Sequence[Path]) -> list[Path]:
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """These run folders, and all below folders of them; a UserError for a path without any."""
     found: dict[Path, None] = {}
     for path in paths:
         inside = sorted(file.parent for file in path.rglob("config.json"))
@@ -103,8 +104,7 @@ def _check_text(runs: Sequence[RunFolder]) -> None:
 
 
 def _named(groups: Sequence[Sequence[RunFolder]]) -> list[Group]:
-    named: list[Group] = []
-    taken: set[str] = set()
+    """Each by its folder's name, or by as much of its path as tells it from the others."""
     for runs in groups:
         for one, next_one in pairwise(runs):
             if _seed(one) == _seed(next_one):
@@ -112,17 +112,30 @@ def _named(groups: Sequence[Sequence[RunFolder]]) -> list[Group]:
                     f"{one.path} and {next_one.path}: the same configuration and seed; a seed "
                     "counts once, so name one of them"
                 )
-        name = " + ".join(dict.fromkeys(_label(run) for run in runs))
-        name = str(runs[0].path) if name in taken else name
-        taken.add(name)
-        named.append(Group(name, _settings(runs[0]), tuple(runs)))
-    return named
+    names = [_name(runs, 1) for runs in groups]
+    longest = max(len(run.path.absolute().parts) for runs in groups for run in runs)
+    for length in range(2, longest + 1):
+        often = Counter(names)
+        names = [
+            _name(runs, length) if often[name] > 1 else name
+            for name, runs in zip(names, groups, strict=True)
+        ]
+    often = Counter(names)
+    return [
+        Group(name if often[name] == 1 else str(runs[0].path), _settings(runs[0]), tuple(runs))
+        for name, runs in zip(names, groups, strict=True)
+    ]
 
 
-def _label(run: RunFolder) -> str:
-    """The folder's name without its seed: `wide/seed-3` and `wide-seed3` are both `wide`."""
-    path = run.path.absolute()
-    return re.sub(rf"[-_.]?seed[-_.]?{_seed(run)}$", "", path.name) or path.parent.name
+def _name(runs: Sequence[RunFolder], length: int) -> str:
+    return " + ".join(dict.fromkeys("/".join(_label(run)[-length:]) for run in runs))
+
+
+def _label(run: RunFolder) -> tuple[str, ...]:
+    """The folder's path without its seed: `wide/seed-3` and `wide-seed3` are both `wide`."""
+    *above, last = run.path.absolute().parts
+    last = re.sub(rf"[-_.]?seed[-_.]?{_seed(run)}$", "", last)
+    return (*above, last) if last else tuple(above)
 
 
 def _settings(run: RunFolder) -> dict[str, Any]:

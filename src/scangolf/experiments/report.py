@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from scangolf.console import wide_console
+from scangolf.console import print_whole, wide_console
 from scangolf.experiments.compare import RECORD_NATS, RECORD_P, Comparison, Pair, Row, View
 from scangolf.experiments.statistics import Interval
 from scangolf.report.page import duration
@@ -24,14 +24,14 @@ def print_comparison(comparison: Comparison) -> None:
     out = wide_console()
     for line in _settings(comparison.rows):
         out.print(line, soft_wrap=True)
-    out.print(_scores(comparison))
+    print_whole(_scores(comparison))
     out.print(
         "bits a byte of the artifact read back from disk, ± their 95 % interval; "
         f"{' and '.join(map(_view, comparison.views))}",
         soft_wrap=True,
     )
     if comparison.pairs:
-        out.print(_tests(comparison))
+        print_whole(_tests(comparison))
         for line in _notes(comparison):
             out.print(line, soft_wrap=True)
     for folder, why in comparison.left_out.items():
@@ -59,10 +59,11 @@ def comparison_png(comparison: Comparison, path: Path) -> None:
 
 
 def _scores(comparison: Comparison) -> Table:
-    table = Table("configuration", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("configuration", no_wrap=True)
     columns = ("seeds", "bits a byte", "std", "steps", "at equal steps", "at equal time", "bytes")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for row in comparison.rows:
         low, _ = row.interval or (None, None)
         table.add_row(
@@ -82,11 +83,11 @@ def _tests(comparison: Comparison) -> Table:
     """The best against all others, or all others against the one that was named."""
     best = comparison.rows[0].name
     title = f"{best}, less" if comparison.against is None else f"less {comparison.against}"
-    table = Table(title, box=box.SIMPLE_HEAD)
-    for column in ("bits a byte", "interval", "nats a token", "test", "p", "p, corrected"):
-        table.add_column(column, justify="right")
-    if comparison.against is not None:
-        table.add_column("record", justify="right")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(title, no_wrap=True)
+    columns = ["bits a byte", "interval", "nats a token", "test", "p", "p, corrected"]
+    for column in columns + ["record"] * (comparison.against is not None):
+        table.add_column(column, justify="right", no_wrap=True)
     for pair in _shown(comparison):
         table.add_row(
             pair.b if comparison.against is None else pair.a,
@@ -183,4 +184,5 @@ def _p(p: float | None) -> str:
 def _record(pair: Pair) -> str:
     if pair.record is None:
         return "-"
-    return f"{'yes' if pair.record else 'no'}, p = {_p(pair.record_p)}"
+    p = _p(pair.record_p)
+    return f"{'yes' if pair.record else 'no'}, p {p if p.startswith('<') else f'= {p}'}"

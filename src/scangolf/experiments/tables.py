@@ -52,11 +52,15 @@ def print_checked(
         )
     config = configs[next(iter(trials))]
     budget = f"{config.seconds:g} seconds" if config.steps is None else f"{config.steps} steps"
-    seeds = f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"
+    variants, seeds = len(plan.variants), len(plan.seeds)
     out.print(
-        f"{plan.name}: {len(plan.variants)} variants of {plan.preset}, {seeds} each, {budget} "
-        f"a run: {len(plan.variants) * len(plan.seeds)} runs"
+        f"{plan.name}: {_count(variants, 'variant')} of {plan.preset}, {_count(seeds, 'seed')} "
+        f"each, {budget} a run: {_count(variants * seeds, 'run')}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def print_outcome(jobs: Sequence[Job]) -> None:

@@ -63,7 +63,7 @@ def whole_sequences(tokens: np.ndarray, seq_len: int) -> int:
     if count < 1:
         raise UserError(
             f"the validation split has {len(tokens)} tokens, one sequence needs {seq_len + 1}: "
-            "use more text or a smaller --batch.seq-len"
+            "use more text or shorter sequences"
         )
     return count
 
