@@ -327,7 +327,12 @@ def test_a_run_is_never_overwritten_and_resumes_only_as_itself(
     )
     assert (workplace / "resumed" / "config.json").read_text() == config
     assert (workplace / "resumed" / "summary.json").read_text() == before
-    main(["train", "tiny", "--out", run, "--resume", "--steps", "15"])
+    capsys.readouterr()
+    wide = ["--model.d-model", str(PRESETS["tiny"]().model.d_model)]  # as if it were not typed
+    main(["train", "tiny", "--out", run, "--resume", "--steps", "15", *wide])
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told.startswith("settings of this run: steps = 15, ")
+    assert ", model.d_model = 32, " in told
     assert json.loads((workplace / "resumed" / "summary.json").read_text())["steps"] == 15
     assert json.loads((workplace / "resumed" / "analysis.json").read_text())["steps"] == 15
     page, picture = workplace / "page.html", workplace / "curve.png"

@@ -10,8 +10,8 @@ from tyro.conf import Suppress, arg
 from tyro.extras import SubcommandApp
 
 from scangolf.cli.app import Verb, app
-from scangolf.config import RunConfig
-from scangolf.console import print_sample, print_values
+from scangolf.config import RunConfig, to_dict
+from scangolf.console import flat, print_sample, print_values
 from scangolf.recipes import PRESETS
 from scangolf.train.distributed import joined
 from scangolf.train.trackers import TrackerName, following
@@ -62,6 +62,8 @@ def _train(
     with joined() as world:
         if resume:
             config = world.first(lambda: resumed_config(out, config, default))
+            if world.is_first and (own := _set_apart(config, default)):
+                print(f"settings of this run: {own}")
         with following(out, track if world.is_first else None):
             summary = run(
                 config,
@@ -79,6 +81,13 @@ def _train(
     print_values(summary, as_json=False)
     print("a sample, whose beginning is the validation split's:")
     print_sample(sample["prompt"], sample["text"])
+
+
+def _set_apart(config: RunConfig, default: RunConfig) -> str:
+    """The settings in which a run is not its preset, in words."""
+    plain = dict(flat(to_dict(default)))
+    found = flat(to_dict(config))
+    return ", ".join(f"{name} = {value}" for name, value in found if value != plain[name])
 
 
 for _name, _preset in PRESETS.items():
