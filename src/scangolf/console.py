@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,20 @@ def one_line(box: str) -> str:
     mistyped = re.search(r"Unrecognized options: ([\w.-]+)", line)
     if choices := re.search(r"Available subcommands: ([\w,\s-]+)", hint):
         offered = choices[1].replace(",", " ").split()
-        meant = _nearest(mistyped[1] if mistyped else "", offered)
+        meant = nearest(mistyped[1] if mistyped else "", offered)
         return f"{line}; did you mean {meant}? Choose from {', '.join(offered)}"
     if choice := re.match(r"(invalid choice '(.*)' for argument .*)\. Expected one of (.*)", line):
         offered = [word for word in re.findall(r"'(.+?)'", choice[3]) if word != "None"]
-        return f"{choice[1]}; did you mean {_nearest(choice[2], offered)}?"
+        return f"{choice[1]}; did you mean {nearest(choice[2], offered)}?"
     offered = re.findall(r"\n\s+(--[\w.-]+) ", hint)
     if mistyped and offered:
-        return f"{line}; did you mean {_nearest(mistyped[1], offered)}?"
+        return f"{line}; did you mean {nearest(mistyped[1], offered)}?"
     return f"{line}; see --help"
 
 
-def _nearest(word: str, offered: Sequence[str]) -> str:
-    return difflib.get_close_matches(word, offered, n=1, cutoff=0)[0]
+def nearest(word: str, offered: Iterable[str]) -> str:
+    """What was probably meant by a word that is not among those offered."""
+    return difflib.get_close_matches(word, list(offered), n=1, cutoff=0)[0]
 
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from scangolf.config import RunConfig
+from scangolf.console import nearest
 from scangolf.errors import UserError
 
 IN_WORDS = {
@@ -73,10 +73,6 @@ def from_words(words: Iterable[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             settings[name] = text
     return checked(settings)
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    return difflib.get_close_matches(name, list(valid), n=1, cutoff=0)[0]
 
 
 def _kinds(config: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from scangolf.cli.experiments import ablate
 from scangolf.config import AttentionConfig, GDNConfig, RunConfig, S6Config, SSDConfig
 from scangolf.data.shards import open_dataset
 from scangolf.errors import UserError
@@ -183,6 +184,11 @@ def test_all_bad_variants_are_found_and_good_ones_kept(tmp_path: Path) -> None:
     for variant, message in wanted.items():
         assert message in resolved.problems[variant]
         assert "\n" not in resolved.problems[variant]
+
+
+def test_the_help_names_the_plans_of_the_package() -> None:
+    assert ablate.__doc__ is not None
+    assert all(path.stem in ablate.__doc__ for path in SHIPPED.glob("*.toml"))
 
 
 def test_plans_are_found_by_path_and_by_name(tmp_path: Path) -> None:

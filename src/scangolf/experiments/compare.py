@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scangolf.console import nearest
 from scangolf.errors import UserError
 from scangolf.experiments.groups import Group, differences, read_groups
 from scangolf.experiments.statistics import (
@@ -27,7 +28,6 @@ from scangolf.experiments.statistics import (
 )
 from scangolf.report.curves import smooth
 from scangolf.report.folder import RunFolder
-from scangolf.settings import nearest
 
 RECORD_NATS, RECORD_P = 0.005, 0.01
 """A record of the challenge is better by so many nats a token, at this level."""

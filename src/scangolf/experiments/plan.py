@@ -28,10 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from scangolf.config import RunConfig
-from scangolf.console import flat
+from scangolf.console import flat, nearest
 from scangolf.errors import UserError
 from scangolf.recipes import PRESETS
-from scangolf.settings import checked, nearest, with_settings
+from scangolf.settings import checked, with_settings
 
 SHIPPED = Path(__file__).with_name("plans")
 KEYS = ("preset", "seeds", "seconds", "steps", "settings", "variants", "axes")
