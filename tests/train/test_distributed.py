@@ -251,7 +251,14 @@ def inside(rank: int, folder: Path, data: str, port: int) -> None:
             run_whole(uneven, folder / "refused", code_bytes=0, world=world)
         except UserError as error:
             found["refusal"] = str(error)
+        found["threads"] = [gloo_threads()]
+    found["threads"].append(gloo_threads())
     torch.save(found, folder / f"{rank}.pt")
+
+
+def gloo_threads() -> int:
+    names = (task.read_text() for task in Path("/proc/self/task").glob("*/comm"))
+    return sum("gloo" in name for name in names)
 
 
 def complain(rank: int) -> None:
@@ -362,3 +369,12 @@ def test_a_step_that_cannot_be_shared_leaves_nothing(found: list[dict[str, Any]]
     for one in found:
         assert "192: 3 sequences of 64 cannot be shared by 2 processes" in one["refusal"]
     assert not found[0]["folder"].joinpath("refused").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the threads in /proc")
+def test_gloo_ends_with_the_group(found: list[dict[str, Any]]) -> None:
+    """A thread of gloo's that is still there when Python ends may abort the process."""
+    for one in found:
+        during, after = one["threads"]
+        assert during > 0
+        assert after == 0

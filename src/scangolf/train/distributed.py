@@ -41,6 +41,11 @@ def joined() -> Iterator[World]:
     import torch
     import torch.distributed as dist
 
+    # Its functions keep the group there is when they are imported as a default, and the compiler
+    # imports them. A group that outlives its end leaves gloo's threads to the end of the
+    # interpreter, where one that frees a tensor then aborts the process.
+    import torch.distributed.nn.functional
+
     world = World(rank(), size, int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
