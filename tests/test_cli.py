@@ -59,7 +59,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["train", "tiny", "--data", "nowhere"], "nowhere"),
         (["eval", "nowhere"], "nowhere: no such file or folder"),
         (["eval", "."], ".: not a run folder"),
-        (["eval", ".", "--stride", "4"], "not a run folder"),
+        (["eval", ".", "--stride", "4"], "--stride 4: is of --mode sliding, not plain"),
         (["generate", "nowhere"], "nowhere: no such file or folder"),
         (["report", "nowhere"], "nowhere"),
         (["ablate", "nowhere"], "nowhere: no such plan"),

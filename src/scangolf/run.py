@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from scangolf.artifact.budget import Budget, measure
-from scangolf.artifact.load import load
+from scangolf.artifact.load import artifact_file, load
 from scangolf.artifact.predict import predict_bytes
 from scangolf.artifact.room import Room
 from scangolf.artifact.save import save_model
@@ -142,6 +142,7 @@ def score_artifact(
 
     A run folder supplies `data` and `seq_len` where they are None; a file needs `data`.
     """
+    file = artifact_file(path)
     if (path / "config.json").exists():
         config = read_config(path)
         data = Path(config.data) if data is None else data
@@ -150,7 +151,6 @@ def score_artifact(
         raise UserError(f"--seq-len {seq_len}: needs at least 1")
     if data is None:
         raise UserError(f"{path}: not a run folder, so it does not know its data: pass --data")
-    file = path / "artifact.sg" if path.is_dir() else path
     model, tokenizer = load(file, pick_device(device))
     dataset = open_dataset(data, ["val"])
     if dataset.tokenizer.sha256 != tokenizer.sha256:

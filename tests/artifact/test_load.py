@@ -1,4 +1,4 @@
-"""Files whose configuration lies about the model."""
+"""Files whose configuration lies about the model, and folders that hold no artifact."""
 
 import dataclasses
 from pathlib import Path
@@ -26,3 +26,13 @@ def test_a_width_beyond_any_memory(tmp_path: Path, d_model: int) -> None:
     with pytest.raises(UserError, match="no model of its configuration can be built") as error:
         load(path, torch.device("cpu"))
     assert "\n" not in str(error.value)
+
+
+def test_where_no_artifact_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: no such file or folder; name a run folder or"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not a run folder; name the --out folder"):
+        load(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(UserError, match=r"holds no artifact\.sg; train --resume finishes its run"):
+        load(str(tmp_path))

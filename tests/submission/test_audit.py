@@ -29,7 +29,7 @@ def test_a_good_submission_passes_all_that_can_be_checked(good: Bundle) -> None:
     )
     score = found["claimed score"].evidence
     assert score["artifact"] == pytest.approx(good.score.bpb, abs=1e-9)
-    assert score["tolerance"] == 1e-4
+    assert score["tolerance"] == 2e-4
     assert f"in sequences of {SEQ_LEN}, plain" in found["claimed score"].why
     assert found["byte table"].evidence["bytes_by_decoding"] == good.score.bytes
     assert found["causality"].evidence["tolerance"] == 0.0

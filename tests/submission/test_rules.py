@@ -351,10 +351,10 @@ def test_a_record_that_is_none(losses: tuple[float, ...]) -> None:
     assert found.evidence["p"] > 0.01
 
 
-@pytest.mark.parametrize("off", [1e-4, -1e-4])
+@pytest.mark.parametrize("off", [2e-4, -2e-4])
 @pytest.mark.parametrize("in_bits", [False, True])
 def test_the_submissions_own_seed_must_have_the_artifacts_score(off: float, in_bits: bool) -> None:
-    """Within the tolerance of a score, 0.0001 bits a byte, which are 2.5 ln 2 as many nats."""
+    """Within the tolerance of a score, 0.0002 bits a byte, which are 2.5 ln 2 as many nats."""
 
     def claim(bpb_off: float) -> Finding:
         bpb = OURS.bpb + bpb_off

@@ -23,11 +23,23 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> tuple[HybridLM
     float32 elsewhere. Raises UserError for a file that is missing, damaged or not an artifact;
     nothing in the file is ever run.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "artifact.sg"
-    artifact = read_artifact(path)
-    return build(artifact, path, device), artifact.tokenizer
+    file = artifact_file(Path(path))
+    artifact = read_artifact(file)
+    return build(artifact, file, device), artifact.tokenizer
+
+
+def artifact_file(path: Path) -> Path:
+    """The artifact that is `path`, or that lies in this run folder; a UserError where none is."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder; name a run folder or an artifact.sg")
+    if not path.is_dir():
+        return path
+    file = path / "artifact.sg"
+    if file.exists():
+        return file
+    if (path / "config.json").exists():
+        raise UserError(f"{path}: holds no artifact.sg; train --resume finishes its run")
+    raise UserError(f"{path}: not a run folder; name the --out folder of a training")
 
 
 def build(artifact: Artifact, path: Path, device: torch.device | str) -> HybridLM:

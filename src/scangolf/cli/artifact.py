@@ -41,7 +41,6 @@ def evaluate(
     def verb() -> None:
         from scangolf.run import score_artifact
 
-        _require_artifact(artifact)
         if stride is not None and mode != "sliding":
             raise UserError(f"--stride {stride}: is of --mode sliding, not {mode}; leave it out")
         values = score_artifact(
@@ -145,7 +144,6 @@ def generate(
                 f"--tokens {tokens} --top-k {top_k} --temperature {temperature}: "
                 "needs at least 1 token, a top-k of 1 and a temperature of 0"
             )
-        _require_artifact(artifact)
         model, tokenizer = load(artifact, pick_device(device))
         text = continue_text(
             model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed
@@ -153,16 +151,6 @@ def generate(
         print_sample(prompt, text)
 
     return verb
-
-
-def _require_artifact(path: Path) -> None:
-    """Says what is missing where neither a file nor a run folder that has one is named."""
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder; name a run folder or an artifact.sg")
-    if path.is_dir() and not (path / "artifact.sg").exists():
-        if (path / "config.json").exists():
-            raise UserError(f"{path}: holds no artifact.sg; train --resume finishes its run")
-        raise UserError(f"{path}: not a run folder; name the --out folder of a training")
 
 
 @app.command

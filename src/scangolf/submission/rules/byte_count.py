@@ -11,24 +11,12 @@ import numpy as np
 
 from scangolf.data.tokenizer import BOS, Tokenizer
 from scangolf.score.bpb import ByteTable, bits_per_byte
+from scangolf.submission.rules.claim import TOLERANCE, Claim
 from scangolf.submission.rules.finding import Finding, judged
 
 RULE = "byte table"
 DOCUMENTS_AT_ONCE = 256
 REPLACEMENT = "\ufffd".encode()
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A score that somebody states, and the bytes it is said to rest on."""
-
-    source: str
-    bpb: float
-    bytes: int | None
-
-    def nats(self) -> float:
-        """The summed cross-entropy behind it, by its own count of bytes."""
-        return self.bpb / bits_per_byte(1.0, self.bytes or 1)
 
 
 @dataclass(frozen=True)
@@ -158,7 +146,7 @@ def _wrong_bytes(claim: Claim, found: SplitBytes, nats: float) -> str:
         spaces = ", every leading space counted twice" * (claim.bytes == found.doubled)
         return f"{claim.bytes:,} bytes, the split has {found.by_table:,} ({share:+.2f} %){spaces}"
     right, doubled = (bits_per_byte(nats, n) for n in (found.by_table, found.doubled))
-    if abs(claim.bpb - doubled) <= 1e-4 < abs(claim.bpb - right):
+    if abs(claim.bpb - doubled) <= TOLERANCE < abs(claim.bpb - right):
         return f"{claim.bpb:.4f} is the score with every leading space counted twice"
     return ""
 

@@ -21,7 +21,8 @@ from scangolf.data.shards import (
 from scangolf.data.tokenizer import BOS
 from scangolf.device import describe, pick_device
 from scangolf.score.evaluate import Score
-from scangolf.submission.rules.byte_count import Claim, has_text
+from scangolf.submission.rules.byte_count import has_text
+from scangolf.submission.rules.claim import TOLERANCE, Claim
 from scangolf.submission.rules.finding import (
     Finding,
     failed,
@@ -31,7 +32,7 @@ from scangolf.submission.rules.finding import (
     unchecked,
 )
 from scangolf.submission.rules.sandbox import ScriptRun
-from scangolf.submission.rules.score import TOLERANCE, check_score
+from scangolf.submission.rules.score import check_score
 from scangolf.submission.rules.split import ValSplit
 from scangolf.submission.rules.untrusted import finite
 

@@ -15,7 +15,7 @@ from scangolf.device import pick_device
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.score.evaluate import Mode
-from scangolf.submission.rules.byte_count import Claim
+from scangolf.submission.rules.claim import Claim
 from scangolf.submission.rules.finding import Finding, failed, passed
 from scangolf.submission.rules.untrusted import finite, parsed
 

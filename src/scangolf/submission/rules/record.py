@@ -9,10 +9,10 @@ from scipy import stats
 
 from scangolf.score.bpb import bits_per_byte
 from scangolf.score.evaluate import Score
+from scangolf.submission.rules.claim import TOLERANCE
 from scangolf.submission.rules.finding import Finding, failed, unchecked
 from scangolf.submission.rules.folder import Submission
 from scangolf.submission.rules.limits import Limits
-from scangolf.submission.rules.score import TOLERANCE
 from scangolf.submission.rules.untrusted import finite
 
 RULE = "record"

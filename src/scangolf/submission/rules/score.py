@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from scangolf.score.evaluate import Score
-from scangolf.submission.rules.byte_count import Claim
+from scangolf.submission.rules.claim import TOLERANCE, Claim
 from scangolf.submission.rules.finding import Finding, judged, plain, unchecked
-
-TOLERANCE = 1e-4
-"""Bits a byte between two computations of one score. Claims are stated to four digits, and other
-kernels, batch sizes and chips round bf16 products differently, which moves a mean over a whole
-split by less than that."""
 
 
 def check_score(
