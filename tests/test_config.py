@@ -6,6 +6,7 @@ import json
 import pytest
 
 from scangolf.config import (
+    ArtifactConfig,
     AttentionConfig,
     BatchConfig,
     GDNConfig,
@@ -82,6 +83,8 @@ def test_a_config_file_is_read_strictly(change: dict[str, object], message: str)
         ({"seconds": -1.0}, "--seconds"),
         ({"seconds": float("nan")}, "--seconds"),
         ({"steps": 0}, "--steps"),
+        ({"seed": 2**63}, "--seed 9223372036854775808: needs a whole number of 64 bits"),
+        ({"artifact": ArtifactConfig(limit_bytes=0)}, "--artifact.limit-bytes 0: needs at least"),
         ({"model": ModelConfig(d_model=500)}, "--model.d-model"),
         ({"model": ModelConfig(vocab_size=70_000)}, "--model.vocab-size"),
         ({"model": ModelConfig(loops=0)}, "--model.loops 0: needs at least 1"),

@@ -231,12 +231,18 @@ class RunConfig:
         check(self)
 
 
+SEEDS = range(-(2**63), 2**63)
+
+
 def check(config: RunConfig) -> None:
     """Refuses what cannot be run, naming the option, its value and what would be valid."""
     check_model(config.model)
     batch, schedule = config.batch, config.schedule
     _require(config.seconds > 0, "seconds", config.seconds, "a budget above 0 seconds")
     _require(config.steps is None or config.steps > 0, "steps", config.steps, "at least 1 step")
+    limit_bytes = config.artifact.limit_bytes
+    _require(limit_bytes > 0, "artifact.limit-bytes", limit_bytes, "at least 1 byte")
+    _require(config.seed in SEEDS, "seed", config.seed, "a whole number of 64 bits")
     _require(config.evals >= 0, "evals", config.evals, "0 or more")
     _require(
         config.checkpoint_seconds > 0,

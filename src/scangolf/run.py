@@ -59,6 +59,8 @@ def run(
     `alone(say)`, where `say` shows a line. `make_display` is given the path of train.log.
     """
     dataset, val_tokens = world.together(lambda: _prepare(config, world))
+    room = Room.of(HybridLM(config.model, seed=None), config.artifact, code_bytes)
+    room.check()
     world.first(lambda: _claim(folder, resume))
 
     table = byte_table(dataset.tokenizer)
@@ -67,8 +69,6 @@ def run(
         part = part_of_split(val_tokens, config.batch.seq_len, world.rank, world.size)
         own = evaluate(model, part, table, seq_len=config.batch.seq_len) if len(part) else Score()
         return sum(world.gather(own), Score())
-
-    room = Room.of(HybridLM(config.model, seed=None), config.artifact, code_bytes)
 
     def tell_size(model: HybridLM) -> str:
         state, groups = dict(model.named_parameters()), model.parameter_groups()
@@ -99,7 +99,7 @@ def run(
         done = trainer.progress
         display.say(f"{done.step:,} steps, train_seconds {done.seconds:.3f}")
         display.say("scoring the whole validation split")
-        val_score = trainer.evaluate(trainer.model)
+        val_score = trainer.score()
         world.first(lambda: _record_score(folder, trainer.progress, val_score))
         if config.artifact.scheme == "mixed-rans":
             display.say("calibrating the artifact's steps: on a CPU this can take a minute or two")
@@ -267,6 +267,7 @@ def _finish(
             "limit_bytes": budget.limit_bytes,
             "fits": budget.fits,
             "tokenizer_sha256": dataset.tokenizer.sha256,
+            "text": trainer.text,
             "val_tokens": score.tokens,
             "val_bytes": score.bytes,
             "sample": {

@@ -16,6 +16,7 @@ ROOM = Room(
     limit_bytes=1_000_000,
     scheme="int8-brotli",
     uncompressed_bytes=1_050_000,
+    least_bytes=130_000,
 )
 
 

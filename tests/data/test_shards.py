@@ -14,6 +14,7 @@ from scangolf.data.shards import (
     Shard,
     Split,
     describe_shard,
+    fingerprint,
     open_dataset,
     read_manifest,
     read_shard,
@@ -156,3 +157,22 @@ def test_the_manifest_comes_back_and_a_broken_one_is_refused(folder: Path) -> No
         path.write_text(text)
         with pytest.raises(UserError, match=r"manifest\.json: not the manifest of a dataset"):
             open_dataset(folder)
+
+
+@pytest.mark.parametrize("length", [1, 4095, 4097, 64 * 4096, 64 * 4096 + 1])
+def test_fingerprints_tell_every_token_of_short_shards(length: int) -> None:
+    tokens = np.random.default_rng(0).integers(0, 2**16, length).astype(np.uint16)
+    for place in (0, length // 3, length - 1):
+        other = tokens.copy()
+        other[place] ^= 1
+        assert fingerprint([other]) != fingerprint([tokens])
+    assert fingerprint([tokens.astype("<u2")]) == fingerprint([tokens])
+    parts = [tokens[: length // 2], tokens[length // 2 :]]
+    assert fingerprint(parts) != fingerprint(parts[::-1])
+    assert fingerprint(parts) != fingerprint([tokens])
+
+
+def test_fingerprints_tell_other_text_and_length_of_long_shards() -> None:
+    tokens = np.random.default_rng(0).integers(0, 1000, 10**7).astype(np.uint16)
+    assert fingerprint([tokens[:-1]]) != fingerprint([tokens])
+    assert fingerprint([np.roll(tokens, 1)]) != fingerprint([tokens])

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,17 +14,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from test_claims import write_claim
 
 from scangolf.cli import main
 from scangolf.config import to_dict
+from scangolf.data.shards import read_shard, write_shard
 from scangolf.errors import UserError
 from scangolf.experiments.plan import read_plan, resolve
 from scangolf.experiments.turns import Turns
 from scangolf.experiments.work import Job, work
 from scangolf.records import write_json
 from scangolf.run import run
+from scangolf.submission.forms import code_bytes_at_most
 
 PLAN = """
 preset = "tiny"
@@ -126,15 +130,33 @@ def test_a_dry_run_shows_all_and_trains_nothing(
     assert printed.out == ""
 
 
-@pytest.mark.parametrize(("scheme", "told"), [("int8-brotli", 1), ("mixed-rans", 0)])
+@pytest.mark.parametrize(
+    ("scheme", "left", "told"),
+    [
+        ("int8-brotli", 10_000, "2 of these are above the limit"),
+        ("mixed-rans", 10_000, ""),
+        ("mixed-rans", 6_500, "2 of these have fewer than 3.25 bits for every weight"),
+        ("mixed-rans", 1_000, "variants cannot be run"),
+        ("mixed-rans", -90_000, "variants cannot be run"),
+    ],
+)
 def test_a_dry_run_tells_what_may_not_fit(
-    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str], scheme: str, told: int
+    tmp_path: Path,
+    dataset: Path,
+    capsys: pytest.CaptureFixture[str],
+    scheme: str,
+    left: int,
+    told: str,
 ) -> None:
-    """Unless the artifact is made as coarse as the limit wants it."""
-    artifact = f"artifact.limit_bytes = 30_000\nartifact.scheme = '{scheme}'\n"
-    plan = PLAN.replace("[variants", artifact + "[variants") + SCAN
-    assert Ablation(tmp_path, dataset, plan)("--dry-run") == 0
-    assert capsys.readouterr().out.count("2 of these are above the limit") == told
+    """By the bytes that are left beside the code."""
+    config = Ablation(tmp_path, dataset, PLAN).job("attention", 1).config
+    code = code_bytes_at_most(config)
+    artifact = f"artifact.limit_bytes = {code + left}\nartifact.scheme = '{scheme}'\n"
+    plan = PLAN.replace("[variants", artifact + "[variants") + WILD
+    assert Ablation(tmp_path, dataset, plan)("--dry-run") == (2 if "cannot" in told else 0)
+    captured = capsys.readouterr()
+    assert told in captured.out + captured.err
+    assert told or "of these" not in captured.out
 
 
 def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(
@@ -171,6 +193,78 @@ def test_done_once_continued_after_an_interruption_and_not_stopped_by_a_failure(
     assert ablation() == 0
     assert ablation.summary("wild", 1)["steps"] == 3
     assert [ablation.begun(v, 1) for v in ("attention", "wild", "scan")] == [1, 2, 2]
+
+
+def test_what_comes_after_the_training_is_made_up_for(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a run that was stopped after its summary; once its artifact is gone there is no need."""
+    ablation = Ablation(tmp_path, dataset, PLAN.replace("[1, 2]", "[1]"))
+    assert ablation() == 0
+    job = ablation.job("attention", 1)
+    for name in ("report.html", "analysis.json"):
+        made = (job.folder / name).read_bytes()
+        (job.folder / name).unlink()
+        assert job.state() == "interrupted"
+        assert ablation() == 0
+        assert job.state() == "finished"
+        assert (job.folder / name).read_bytes() == made
+    assert ablation.begun("attention", 1) == 1
+
+    (job.folder / "report.html").unlink()
+    (job.folder / "report.html").mkdir()  # in the way
+    (job.folder / "analysis.json").unlink()
+    assert ablation() == 1
+    assert job.state() == "failed"
+    (job.folder / "report.html").rmdir()
+    assert job.state() == "failed"
+    (job.folder / "artifact.sg").unlink()
+    assert job.state() == "finished"
+
+
+def test_an_interrupt_before_or_after_the_training_is_no_failure(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    job = Ablation(tmp_path, dataset, PLAN).job("attention", 1)
+    monkeypatch.setattr("scangolf.run.run", interrupt)
+    with pytest.raises(SystemExit) as end:
+        work(job)
+    assert end.value.code == 128 + signal.SIGINT
+    assert [*job.folder.iterdir()] == []
+
+
+def test_other_text_at_the_same_path(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a plan nor a run goes on with it."""
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data)
+    ablation = Ablation(tmp_path, data, PLAN.replace("[1, 2]", "[1]"))
+    assert ablation() == 0
+    (shard,) = data.glob("*_train_*.bin")
+    tokens = np.array(read_shard(shard))
+    tokens[len(tokens) // 2] += 1
+    write_shard(shard, tokens)
+    capsys.readouterr()
+    assert ablation("--dry-run") == 2
+    assert f"holds a run on other text than is in {data} now" in capsys.readouterr().err
+    folder = ablation.job("attention", 1).folder
+    (folder / "summary.json").unlink()
+    assert ablation() == 1
+    assert "is of a run with other train text than --data has" in capsys.readouterr().out
+
+
+def test_one_folder_that_cannot_be_made(
+    tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablation = Ablation(tmp_path, dataset, PLAN + SCAN)
+    ablation.out.mkdir()
+    (ablation.out / "attention").touch()
+    assert ablation("--dry-run") == 2
+    assert "runs/attention: is no folder; choose another --out" in capsys.readouterr().err
 
 
 def test_a_run_from_before_a_setting_existed_is_the_plans(tmp_path: Path, dataset: Path) -> None:
@@ -253,7 +347,7 @@ def test_a_signal_stops_the_run_and_the_plan(tmp_path: Path, dataset: Path) -> N
 
 
 def test_a_process_that_is_killed_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from scangolf.experiments import ablate
 
@@ -264,6 +358,10 @@ def test_a_process_that_is_killed_is_a_failure(
     ablate._do(job, None)
     assert job.state() == "failed"
     assert "its process ended with SIGKILL" in job.error()
+    capsys.readouterr()
+    lost = dataclasses.replace(job, folder=tmp_path / "run" / "error.txt" / "below")
+    ablate._do(lost, None)
+    assert f"{lost.folder}: Not a directory; its run has not been done" in capsys.readouterr().out
 
 
 def kill_itself(*_: object) -> None:
@@ -307,7 +405,7 @@ def test_slurm_gets_the_runs_that_are_not_finished(
     assert '--slurm: Could not detect "srun"; submit from' in capsys.readouterr().err
     finished = ablation.out / "attention" / "seed-1"
     finished.mkdir(parents=True)
-    (finished / "summary.json").touch()
+    (finished / "summary.json").write_text("{}")
     assert ablation("--slurm", "gpu", "--seconds", "90") == 0
     assert "job 7_0: attention, seed 2" in capsys.readouterr().out
     (executor,) = FakeExecutor.made

@@ -265,9 +265,44 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "c", 1, 2.0, settings=WIDE, val_bytes=BYTES + 100)
     with pytest.raises(UserError, match=r"was scored on 2,600 bytes of text, .* on 2,500"):
         compare([tmp_path / "a", tmp_path / "c"])
+    alike = [tmp_path / "a", write_run(tmp_path / "d", 1, 2.0, settings=WIDE, val_bytes=BYTES + 1)]
+    with pytest.raises(UserError, match=r"d: was scored on other text than .*a; compare runs"):
+        compare(alike)
+    write_run(tmp_path / "e", 1, 2.0, settings=WIDE, val_bytes=BYTES + 1, tokenizer_sha256="0")
+    compare([tmp_path / "a", tmp_path / "e"])
     (tmp_path / "a" / "summary.json").unlink()
     with pytest.raises(UserError, match="no finished run to compare"):
         compare([tmp_path / "a"])
+
+
+@pytest.mark.parametrize(("split", "verb"), [("val", "scored"), ("train", "trained")])
+def test_seeds_of_other_text(tmp_path: Path, split: str, verb: str) -> None:
+    """Which only fingerprints tell, where it is as long."""
+    text = {"train": "ab", "val": "cd"}
+    write_run(tmp_path / "seed-1", 1, 2.0, text=text)
+    write_run(tmp_path / "seed-2", 2, 2.1)  # of a version without fingerprints
+    write_run(tmp_path / "seed-3", 3, 2.2, text=text)
+    compare([tmp_path])
+    write_run(tmp_path / "seed-4", 4, 2.3, text=text | {split: "other"})
+    with pytest.raises(UserError, match=f"seed-4: was {verb} on other text than .*seed-1; compare"):
+        compare([tmp_path])
+
+
+def test_other_training_text_is_a_question_of_its_own(tmp_path: Path) -> None:
+    for name, train in (("small", "ab"), ("large", "ef")):
+        text = {"train": train, "val": "cd"}
+        write_run(tmp_path / name, 1, 2.0, settings={"data": name}, text=text)
+    groups, _ = read_groups([tmp_path])
+    assert [group.name for group in groups] == ["large", "small"]
+
+
+def test_one_folder_under_two_names_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "seed-1", 1, 2.0)
+    monkeypatch.chdir(tmp_path)
+    groups, _ = read_groups([Path("seed-1"), tmp_path])
+    assert [len(group.runs) for group in groups] == [1]
 
 
 def test_one_configuration_alone(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_axes_of_the_same_last_name_are_called_by_their_whole_name(tmp_path: Pat
         ("[settings]\nseconds = 3\n[variants.a]\n", "seconds: is the same for all variants"),
         ("[settings]\npreset = 'tiny'\n[variants.a]\n", "preset: is no setting of all runs"),
         ('[variants."../a"]\n', "variants.../a: names a folder"),
+        (f"[variants.{'a' * 256}]\n", "names a folder; use letters"),
         (
             "[variants.a]\nmodel.d_model = 64\n[axes]\nmodel.d_model = [64]\n",
             "variant a sets it too",
@@ -144,10 +145,12 @@ def test_what_is_no_plan(tmp_path: Path, text: str, message: str) -> None:
     [
         ("seeds = [1]\n", "preset = None: needs one of tiny, baseline"),
         ('preset = "tinny"\nseeds = [1]\n', "preset = 'tinny'"),
+        ('preset = ["tiny"]\nseeds = [1]\n', "preset = ['tiny']: needs one of tiny"),
         ('preset = "tiny"\n', "seeds = None: needs different whole numbers"),
         ('preset = "tiny"\nseeds = [1, 1]\n', "seeds = [1, 1]"),
         ('preset = "tiny"\nseeds = []\n', "seeds = []"),
         ('preset = "tiny"\nseeds = [true]\n', "seeds = [True]"),
+        (f'preset = "tiny"\nseeds = [{2**63}]\n', "needs different whole numbers of 64 bits"),
     ],
 )
 def test_what_every_plan_needs(tmp_path: Path, top: str, message: str) -> None:
@@ -273,4 +276,4 @@ def test_every_variant_runs_forward_and_backward(plan: str, variant: str, datase
     config = dataclasses.replace(config, model=model, batch=batch, device="cpu")
     trial = try_out(config, lambda folder: open_dataset(Path(folder)))
     assert trial.parameters == HybridLM(model, seed=None).n_parameters
-    assert trial.stored_bytes > trial.parameters
+    assert trial.uncompressed_bytes > trial.parameters

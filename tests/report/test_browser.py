@@ -43,7 +43,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_it_opens_from_disk_without_a_complaint(pages: list[Path], tmp_path: Path) -> None:
-    for i, (path, plots) in enumerate(zip(pages, (15, 2 + 6), strict=True)):
+    for i, (path, plots) in enumerate(zip(pages, (15, 2 + 6 + 2), strict=True)):
         dom, complaints = browse(path, tmp_path / f"profile{i}", "--dump-dom")
         assert "CONSOLE" not in complaints
         seen = tmp_path / f"seen{i}.html"
@@ -58,7 +58,7 @@ def test_it_opens_from_disk_without_a_complaint(pages: list[Path], tmp_path: Pat
 
 @pytest.mark.parametrize("width", [360, 400, 1100])
 def test_it_is_as_wide_as_the_screen(pages: list[Path], tmp_path: Path, width: int) -> None:
-    for i, (path, plots) in enumerate(zip(pages, (15, 2 + 6), strict=True)):
+    for i, (path, plots) in enumerate(zip(pages, (15, 2 + 6 + 2), strict=True)):
         frame = tmp_path / f"frame{i}.html"
         page = escape(path.read_text(encoding="utf-8"))
         frame.write_text(MEASURE.format(width=width, page=page), encoding="utf-8")

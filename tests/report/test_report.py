@@ -201,6 +201,7 @@ def test_a_hundred_thousand_steps_stay_a_small_page(tmp_path: Path) -> None:
         ("metrics.jsonl", json.dumps(training_line(1) | {"loss": math.nan}) + "\n", "line 1 is no"),
         ("summary.json", "[]", "summary.json: not a JSON object; delete it"),
         ("summary.json", "{}", "summary.json: lacks artifact_bytes"),
+        ("summary.json", '{"val_bpb": NaN}', "summary.json: not JSON (NaN is no number); delete"),
         ("analysis.json", "{", "analysis.json: not JSON"),
         ("analysis.json", "{}", "analysis.json: lacks gates"),
     ],

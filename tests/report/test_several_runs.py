@@ -32,30 +32,53 @@ def test_numbers_curves_and_differences(runs: list[Path]) -> None:
     path = write_report(*runs)
     assert path == runs[0].parent / "report.html"
     page = Page(path)
-    rows = {label: cells for label, cells in page.rows.items() if len(cells) == 11}
-    head, first, second, third = rows.items()
-    assert head[1][:4] == ["artifact", "validation", "training", "time"]
-    assert first[0] == "_first <b> & $x^2$"
-    assert first[1][:2] == ["2.0571", "2.0305"]
-    assert first[1][-3:] == ["903.2\N{NO-BREAK SPACE}kB", "yes", "61,234.57\N{NO-BREAK SPACE}MB"]
-    assert second[1][0] == "1.9000"
-    assert third[1][:2] == ["-", "-"]
-    assert third[1][4] == "7"
+    head, first, second, third = page.lines[:4]
+    assert head[:5] == ["Run", "artifact", "validation", "training", "time"]
+    assert first[:3] == ["_first <b> & $x^2$", "2.0571", "2.0305"]
+    assert first[-3:] == ["903.2\N{NO-BREAK SPACE}kB", "yes", "61,234.57\N{NO-BREAK SPACE}MB"]
+    assert second[1] == "1.9000"
+    assert third[1:3] == ["-", "-"]
+    assert third[5] == "7"
+    assert "<strong>1.9000</strong>" in page.source
     assert page.rows["seed"] == ["7", runs[0].name + ", third", "8", "second"]
     assert page.text.count("scangolf train tiny --seconds 110 --seed 7 --data 'my data'") == 2
-    assert len(page.attributes("svg", "viewbox")) == 3 + 5  # keys in the table, curves
+    assert len(page.attributes("svg", "viewbox")) == 3 + 5 + 1 + 3  # keys and curves, twice
     for plot in re.findall(r"<svg.*?</svg>", page.source, flags=re.S):
         ElementTree.fromstring(plot)  # what is opened is closed
     assert not {"script", "b"} & {tag for tag, _ in page.tags}
     assert "nan" not in page.text
 
 
-def test_loss_by_position_needs_all_of_them(runs: list[Path], tmp_path: Path) -> None:
-    page = Page(write_report(*runs[:2], out=tmp_path / "page.html"))
-    assert len(page.attributes("svg", "viewbox")) == 2 + 6
+def test_loss_by_position_of_those_that_were_analysed(runs: list[Path], tmp_path: Path) -> None:
+    page = Page(write_report(*runs, out=tmp_path / "page.html"))
+    octaves = page.rows["Position"]
+    assert octaves[:3] == ["1", "2", "3 to 4"]
     mean = sum(ANALYSIS["positions"]["nats"][2:4]) / 2
-    assert page.rows["3 to 4"] == [f"{mean / 2.5 / 0.6931472:.3f}"] * 2
+    for run in runs[:2]:
+        assert page.rows[run.name][2] == f"{mean / 2.5 / 0.6931472:.3f}"
+    assert page.rows["third"] == ["-"] * len(octaves)
     assert not (tmp_path / "page.html.part").exists()
+    alone = Page(write_report(runs[2], runs[2], out=tmp_path / "page.html"))
+    assert "Loss by position" not in alone.text
+
+
+def test_what_cannot_be_read_is_named_and_does_not_stop_the_page(tmp_path: Path) -> None:
+    good, bad = make_run(tmp_path / "good"), make_run(tmp_path / "bad")
+    (bad / "metrics.jsonl").write_text("")  # not begun
+    page = Page(write_report(bad, good, tmp_path / "nowhere"))
+    assert [line[0] for line in page.lines[:2]] == ["Run", "good"]
+    assert f"Left out: {bad}, metrics.jsonl: holds no training step" in page.text
+    assert f"Left out: {tmp_path}/nowhere, not a run folder" in page.text
+    with pytest.raises(UserError, match="holds no training step"):
+        write_report(bad, tmp_path / "nowhere")
+
+
+def test_the_best_is_one_that_fits(tmp_path: Path) -> None:
+    large, small = make_run(tmp_path / "large"), make_run(tmp_path / "small")
+    for run, score in ((large, 1.8), (small, 1.9)):
+        summary = SUMMARY | {"artifact_val_bpb": score, "fits": run == small}
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert "<strong>1.9000</strong>" in Page(write_report(large, small)).source
 
 
 def test_it_needs_and_runs_nothing_from_elsewhere(runs: list[Path], tmp_path: Path) -> None:
@@ -83,7 +106,7 @@ def test_the_shortest_runs_beside_a_longer_one(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / f"{n}", steps=n, done=n, analysed=True) for n in (1, 2, 40)]
     page = Page(write_report(*runs))
     assert "nan" not in page.text
-    assert page.rows["40"][4:6] == ["40", "164\N{NO-BREAK SPACE}k"]
+    assert page.lines[3][5:7] == ["40", "164\N{NO-BREAK SPACE}k"]
 
 
 def test_a_hundred_thousand_steps_each_stay_a_small_page(tmp_path: Path) -> None:
@@ -108,7 +131,6 @@ def test_a_folder_of_runs_has_its_page(tmp_path: Path) -> None:
 def test_no_run_and_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name at least one run folder"):
         write_report()
-    run = make_run(tmp_path / "run")
     with pytest.raises(UserError, match="nowhere: not a run folder"):
-        write_report(run, tmp_path / "nowhere")
+        write_report(tmp_path / "nowhere", tmp_path / "elsewhere")
     assert not (tmp_path / "report.html").exists()

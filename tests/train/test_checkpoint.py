@@ -32,6 +32,17 @@ def test_round_trip_to_the_bit_and_only_the_newest_is_kept(tmp_path: Path) -> No
     ]
 
 
+def test_only_on_the_text_it_was_trained_on(tmp_path: Path) -> None:
+    text = {"train": "ab", "val": "cd"}
+    save_checkpoint(tmp_path, TENSORS, Progress(step=1), text)
+    assert load_checkpoint(tmp_path, text)[1].step == 1
+    assert load_checkpoint(tmp_path)[1].step == 1
+    with pytest.raises(UserError, match="a run with other val text than --data has; put that"):
+        load_checkpoint(tmp_path, text | {"val": "ce"})
+    save_checkpoint(tmp_path, TENSORS, Progress(step=2))  # as older versions did
+    assert load_checkpoint(tmp_path, text)[1].step == 2
+
+
 def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint to resume from"):
         load_checkpoint(tmp_path / "checkpoint")

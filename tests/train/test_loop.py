@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 import time
@@ -18,6 +19,7 @@ from scangolf.config import BatchConfig, ScheduleConfig
 from scangolf.data.shards import Dataset
 from scangolf.errors import Diverged, Stopped, UserError
 from scangolf.model import HybridLM
+from scangolf.score.evaluate import Score
 from scangolf.train import pace
 from scangolf.train.loop import split_batch
 
@@ -118,6 +120,15 @@ def test_without_a_checkpoint_the_loss_itself_tells(dataset: Dataset, tmp_path: 
         poisoned.model.embedding.weight.fill_(float("nan"))
     with pytest.raises(Diverged, match="the loss is nan at step 1; there is no checkpoint yet"):
         poisoned.train()
+
+
+def test_a_score_that_is_not_finite_is_not_recorded(dataset: Dataset, tmp_path: Path) -> None:
+    """Weights can be finite and what they give on other text not."""
+    poisoned = trainer(config(steps=3, evals=1), dataset, tmp_path)
+    poisoned.evaluate = lambda model: Score(math.nan, 3, 4)
+    with pytest.raises(Diverged, match="the validation loss is nan after step 2; "):
+        poisoned.train()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_a_budget_in_seconds_is_kept(dataset: Dataset, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def _train(
     write_analysis(out)
     print(f"report: {write_report(out)}")
     sample = summary.pop("sample")
+    del summary["text"]  # fingerprints are for programs
     print_values(summary, as_json=False)
     print("a sample, whose beginning is the validation split's:")
     print_sample(sample["prompt"], sample["text"])

@@ -23,6 +23,8 @@ from scangolf.records import from_plain
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
 MANIFEST = "manifest.json"
+BLOCKS, BLOCK = 64, 4096
+"""Of a shard, how many blocks of how many tokens go into a fingerprint."""
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -60,6 +62,10 @@ class Dataset:
     def val_tokens(self) -> np.ndarray:
         """The whole validation split, uint16."""
         return np.concatenate(self.val)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What tells the text of either split from any other."""
+        return {"train": fingerprint(self.train), "val": fingerprint(self.val)}
 
 
 def write_shard(path: Path, tokens: np.ndarray) -> None:
@@ -191,6 +197,20 @@ def describe_shard(path: Path, documents: int, n_bytes: int | None) -> Shard:
     """A shard on disk as the manifest lists it."""
     n_tokens = (path.stat().st_size - HEADER_BYTES) // 2
     return Shard(path.name, n_tokens, documents, n_bytes, file_sha256(path))
+
+
+def fingerprint(shards: Sequence[np.ndarray]) -> str:
+    """A hash of tokens all over these shards, which may be too many to read for it.
+
+    Up to BLOCKS * BLOCK tokens of a shard go in whole, of a larger one as many as that.
+    """
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(len(shard).to_bytes(8, "little"))
+        last = max(0, len(shard) - BLOCK)
+        for start in sorted({last * i // (BLOCKS - 1) for i in range(BLOCKS)}):
+            digest.update(np.ascontiguousarray(shard[start : start + BLOCK], "<u2").data)
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

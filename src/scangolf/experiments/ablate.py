@@ -8,19 +8,20 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
+from scangolf.artifact.room import Room
 from scangolf.config import RunConfig
-from scangolf.data.shards import open_dataset
+from scangolf.data.shards import Dataset, open_dataset
 from scangolf.errors import Stopped, UserError
 from scangolf.experiments.plan import Plan, find_plan, read_plan, resolve
 from scangolf.experiments.tables import print_checked, print_outcome, waiting
-from scangolf.experiments.trial import Trial, try_out
+from scangolf.experiments.trial import try_out
 from scangolf.experiments.work import Job, record_failure, work
 from scangolf.report.page import duration
 from scangolf.train.signals import handling
@@ -44,10 +45,12 @@ def ablate(
     """
     plan = read_plan(find_plan(name))
     check_installed(track)
-    configs = _check(plan, None if data is None else str(data), seconds)
+    dataset = functools.cache(lambda folder: open_dataset(Path(folder)))
+    configs = _check(plan, dataset, None if data is None else str(data), seconds)
     jobs = plan_jobs(plan, configs, Path("runs") / plan.name if out is None else out)
     for job in jobs:
         job.check_folder()
+        job.check_text(dataset(job.config.data).fingerprints())
     if dry_run:
         return True
     if slurm is not None:
@@ -59,7 +62,7 @@ def ablate(
         _do_all(jobs, track)
     finally:
         print_outcome(jobs)
-    return all(job.state() != "failed" for job in jobs)
+    return all(job.state() in ("finished", "under way") for job in jobs)
 
 
 def plan_jobs(plan: Plan, configs: dict[str, RunConfig], out: Path) -> list[Job]:
@@ -71,23 +74,24 @@ def plan_jobs(plan: Plan, configs: dict[str, RunConfig], out: Path) -> list[Job]
     ]
 
 
-def _check(plan: Plan, data: str | None, seconds: float | None) -> dict[str, RunConfig]:
+def _check(
+    plan: Plan, dataset: Callable[[str], Dataset], data: str | None, seconds: float | None
+) -> dict[str, RunConfig]:
     """Resolves and tries out every variant, prints them, and refuses the plan if one is wrong."""
     resolved = resolve(plan, data=data, seconds=seconds)
     problems = dict(resolved.problems)
-    trials: dict[str, Trial] = {}
-    dataset = functools.cache(lambda folder: open_dataset(Path(folder)))
+    rooms: dict[str, Room] = {}
     with waiting() as say:
         for variant, config in resolved.configs.items():
-            say(f"checking {variant}, {len(trials) + len(problems) + 1} of {len(plan.variants)}")
+            say(f"checking {variant}, {len(rooms) + len(problems) + 1} of {len(plan.variants)}")
             try:
-                trials[variant] = try_out(config, dataset)
+                rooms[variant] = try_out(config, dataset)
             except UserError as error:
                 problems[variant] = str(error)
             except Exception as error:
                 problems[variant] = " ".join([type(error).__name__, *str(error).splitlines()[:1]])
     torch.cuda.empty_cache()  # for the runs, which are other processes
-    print_checked(plan, resolved.configs, trials)
+    print_checked(plan, resolved.configs, rooms)
     if problems:
         raise UserError(
             f"{plan.name}: {len(problems)} of {len(plan.variants)} variants cannot be run, so none "
@@ -146,7 +150,10 @@ def _do(job: Job, track: TrackerName | None) -> None:
         raise Stopped(signals[0] if signals else code - 128)
     if code != 0 and job.failed_at() is None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        record_failure(job, f"its process ended with {how}; see {job.folder / 'train.log'}")
+        try:
+            record_failure(job, f"its process ended with {how}; see {job.folder / 'train.log'}")
+        except OSError as error:  # the run's folder cannot be made or written: not so the others'
+            print(f"{job.folder}: {error.strerror}; its run has not been done", flush=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from scangolf.config import RunConfig, to_dict
 from scangolf.console import flat
 from scangolf.errors import UserError
-from scangolf.report.folder import RunFolder, read_run
+from scangolf.report.folder import RunFolder, read_run, without
 
 DEFAULTS = dict(flat(to_dict(RunConfig(preset=""))))
 """What a setting was for runs from before it existed."""
@@ -41,8 +41,8 @@ class Group:
 def read_groups(paths: Sequence[Path]) -> tuple[list[Group], dict[str, str]]:
     """The groups of all runs in these folders and below, and why runs were left out, by folder.
 
-    Raises UserError where no finished run is found, where two runs of a group have the same seed,
-    and where the runs were scored on different text.
+    Raises UserError where no finished run is found, where two runs of a group have the same seed or
+    were trained on different text, and where runs were scored on different text.
     """
     if not paths:
         raise UserError("compare: name at least one run folder, or a folder of them")
@@ -52,7 +52,7 @@ def read_groups(paths: Sequence[Path]) -> tuple[list[Group], dict[str, str]]:
         try:
             run = read_run(folder)
         except UserError as error:
-            left_out[str(folder)] = str(error).removeprefix(f"{folder}: ")
+            left_out[str(folder)] = without(folder, error)
             continue
         if run.summary is None:
             left_out[str(folder)] = f"not finished, {100 * run.training[-1]['share']:.0f} % done"
@@ -64,9 +64,9 @@ def read_groups(paths: Sequence[Path]) -> tuple[list[Group], dict[str, str]]:
             "folder of them"
         )
     _check_text(runs)
-    groups: dict[tuple[Any, ...], list[RunFolder]] = defaultdict(list)
+    groups: dict[Hashable, list[RunFolder]] = defaultdict(list)
     for run in runs:
-        groups[tuple(sorted(_settings(run).items()))].append(run)
+        groups[_configuration(run)].append(run)
     return _named([sorted(group, key=_seed) for group in groups.values()]), left_out
 
 
@@ -82,17 +82,20 @@ def differences(groups: Sequence[Group]) -> dict[str, dict[str, Any]]:
 
 def run_folders(paths: Sequence[Path]) -> list[Path]:
     """These run folders, and all below folders of them; a UserError for a path without any."""
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for path in paths:
         inside = sorted(file.parent for file in path.rglob("config.json"))
         if not inside:
             raise UserError(f"{path}: no run folder, nor a folder of them; name a training's --out")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        found |= {folder.resolve(): folder for folder in inside}
+    return list(found.values())
 
 
 def _check_text(runs: Sequence[RunFolder]) -> None:
-    """Sequences of another length drop another tail of the text, so 1 % may be missing."""
+    """Sequences of another length drop another tail of the text, so 1 % may be missing there.
+
+    What was cut alike must be the same, as far as summaries tell: older ones have no fingerprints.
+    """
     first = runs[0]
     n_bytes = _summary(first)["val_bytes"]
     for run in runs:
@@ -101,6 +104,32 @@ def _check_text(runs: Sequence[RunFolder]) -> None:
                 f"{run.path}: was scored on {_summary(run)['val_bytes']:,} bytes of text, "
                 f"{first.path} on {n_bytes:,}; compare runs on the same validation split"
             )
+    known = [run for run in runs if "text" in _summary(run)]
+    _check_same(runs, _cut, lambda run: [_summary(run)[k] for k in ("val_tokens", "val_bytes")])
+    _check_same(known, lambda run: _cut(run)[0], lambda run: _summary(run)["text"]["val"])
+    _check_same(known, _configuration, lambda run: _summary(run)["text"]["train"], "trained")
+
+
+def _check_same(
+    runs: Sequence[RunFolder],
+    alike: Callable[[RunFolder], Hashable],
+    text: Callable[[RunFolder], Any],
+    verb: str = "scored",
+) -> None:
+    """Refuses runs that are alike in one thing and whose text is not the same."""
+    firsts: dict[Hashable, RunFolder] = {}
+    for run in runs:
+        first = firsts.setdefault(alike(run), run)
+        if text(run) != text(first):
+            raise UserError(
+                f"{run.path}: was {verb} on other text than {first.path}; compare runs on the same "
+                "data"
+            )
+
+
+def _cut(run: RunFolder) -> tuple[str, int]:
+    """How the text was cut into tokens and sequences."""
+    return _summary(run)["tokenizer_sha256"], _settings(run)["batch.seq_len"]
 
 
 def _named(groups: Sequence[Sequence[RunFolder]]) -> list[Group]:
@@ -141,6 +170,10 @@ def _label(run: RunFolder) -> tuple[str, ...]:
 def _settings(run: RunFolder) -> dict[str, Any]:
     settings: Mapping[str, Any] = DEFAULTS | dict(flat(run.config))
     return {name: value for name, value in settings.items() if name != "seed"}
+
+
+def _configuration(run: RunFolder) -> Hashable:
+    return tuple(sorted(_settings(run).items()))
 
 
 def _seed(run: RunFolder) -> int:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scangolf.config import RunConfig
+from scangolf.config import SEEDS, RunConfig
 from scangolf.console import flat, nearest
 from scangolf.errors import UserError
 from scangolf.recipes import PRESETS
@@ -35,6 +35,8 @@ from scangolf.settings import checked, with_settings
 
 SHIPPED = Path(__file__).with_name("plans")
 KEYS = ("preset", "seeds", "seconds", "steps", "settings", "variants", "axes")
+LONGEST_NAME = 255
+"""Bytes that a folder's name may have on common file systems."""
 AT_THE_TOP = {"seed": "seeds", "seconds": "seconds", "steps": "steps"}
 """Settings that all runs share or that make the seeds of a variant, and the plan's key for each."""
 ALSO_READ_BY = {
@@ -133,23 +135,26 @@ def _plan(name: str, values: Mapping[str, Any]) -> Plan:
     variants = {key: dict(flat(own)) for key, own in _variants(values).items()}
     plan = Plan(name, preset, seeds, common, _product(variants, axes))
     for variant in plan.variants:
-        if not re.fullmatch(r"\w[\w.,=+-]*", variant):
+        if not re.fullmatch(r"\w[\w.,=+-]*", variant) or len(variant.encode()) > LONGEST_NAME:
             raise UserError(
-                f"variants.{variant}: names a folder; use letters, digits and any of . , = + - _"
+                f"variants.{variant}: names a folder; use letters, digits and any of . , = + - _, "
+                f"{LONGEST_NAME} bytes at most"
             )
     return plan
 
 
 def _known(preset: Any) -> str:
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise UserError(f"preset = {preset!r}: needs one of {', '.join(PRESETS)}")
     return preset
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    whole = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed in SEEDS for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds = {seeds!r}: needs different whole numbers, such as [1, 2, 3]")
+        raise UserError(
+            f"seeds = {seeds!r}: needs different whole numbers of 64 bits, such as [1, 2, 3]"
+        )
     return tuple(seeds)
 
 

@@ -10,11 +10,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from scangolf.artifact.predict import MIXED_BITS
+from scangolf.artifact.room import Room
 from scangolf.config import RunConfig
 from scangolf.console import wide_console
 from scangolf.experiments.claims import holder
 from scangolf.experiments.plan import Plan
-from scangolf.experiments.trial import Trial
 from scangolf.experiments.work import Job
 
 
@@ -25,32 +26,32 @@ def waiting() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def print_checked(
-    plan: Plan, configs: Mapping[str, RunConfig], trials: Mapping[str, Trial]
-) -> None:
+def print_checked(plan: Plan, configs: Mapping[str, RunConfig], rooms: Mapping[str, Room]) -> None:
     """The variants that can be run, if any."""
-    if not trials:
+    if not rooms:
         return
     out = wide_console()
     table = Table("variant", "settings", box=box.SIMPLE_HEAD)
     table.add_column("parameters", justify="right")
     table.add_column("bytes, uncompressed", justify="right")
-    for name, trial in trials.items():
+    for name, room in rooms.items():
         settings = ", ".join(f"{key} = {value}" for key, value in plan.variants[name].items())
-        table.add_row(name, settings or "-", f"{trial.parameters:,}", f"{trial.stored_bytes:,}")
+        table.add_row(name, settings or "-", f"{room.parameters:,}", f"{room.uncompressed_bytes:,}")
     out.print(table)
-    limits = {
-        name: config.artifact.limit_bytes
-        for name, config in configs.items()
-        if config.artifact.scheme != "mixed-rans"  # which keeps to any limit
-    }
-    if over := sum(trials[name].stored_bytes > limits[name] for name in limits.keys() & trials):
+    fits = [room.fits for room in rooms.values()]
+    if over := fits.count(None):
         out.print(
             f"{over} of these are above the limit of bytes before compression, which takes some "
             "7 to 20 % off trained weights",
             soft_wrap=True,
         )
-    config = configs[next(iter(trials))]
+    if coarse := fits.count(False):
+        out.print(
+            f"{coarse} of these have fewer than {MIXED_BITS:g} bits for every weight, at which the "
+            "score suffers",
+            soft_wrap=True,
+        )
+    config = configs[next(iter(rooms))]
     budget = f"{config.seconds:g} seconds" if config.steps is None else f"{config.steps} steps"
     variants, seeds = len(plan.variants), len(plan.seeds)
     out.print(

@@ -6,11 +6,10 @@ Shapes: B sequences, L length.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
-from scangolf.artifact.room import uncompressed_bytes
+from scangolf.artifact.room import Room
 from scangolf.config import RunConfig
 from scangolf.data.shards import Dataset
 from scangolf.device import compute_dtype, pick_device
@@ -18,24 +17,19 @@ from scangolf.errors import UserError
 from scangolf.experiments.turns import Turns
 from scangolf.model import HybridLM
 from scangolf.score.evaluate import whole_sequences
+from scangolf.submission.forms import code_bytes_at_most
 from scangolf.train.optim import partition
 
 SEQUENCES, LENGTH = 2, 32
 """Of the pass that tries a model out."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    parameters: int
-    stored_bytes: int
-    """Of the tensors as the artifact stores them, before compression: an upper bound for it."""
-
-
-def try_out(config: RunConfig, dataset: Callable[[str], Dataset]) -> Trial:
+def try_out(config: RunConfig, dataset: Callable[[str], Dataset]) -> Room:
     """Builds the model of a run and runs it forward and backward once, on the run's device.
 
     The model is as it will be but for the compiler; the batch is a few tokens. `dataset` opens a
-    folder. Raises UserError for what cannot be run, and whatever the model itself raises.
+    folder. Returns what is known of the artifact's size. Raises UserError for what cannot be run,
+    and whatever the model itself raises.
     """
     _check_data(config, dataset(config.data))
     device = pick_device(config.device)
@@ -43,8 +37,10 @@ def try_out(config: RunConfig, dataset: Callable[[str], Dataset]) -> Trial:
         return _try_on(device, config)
 
 
-def _try_on(device: torch.device, config: RunConfig) -> Trial:
+def _try_on(device: torch.device, config: RunConfig) -> Room:
     model = HybridLM(config.model, config.seed).to(device)
+    room = Room.of(model, config.artifact, code_bytes_at_most(config))
+    room.check()
     model.compute_dtype = compute_dtype(device)
     partition(model)
     generator = torch.Generator().manual_seed(config.seed)
@@ -57,7 +53,7 @@ def _try_on(device: torch.device, config: RunConfig) -> Trial:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     if not all(bool(tensor.isfinite().all()) for tensor in (loss, *gradients)):
         raise UserError("its loss or a gradient is not finite before the first step")
-    return Trial(model.n_parameters, uncompressed_bytes(model, config.artifact.scheme))
+    return room
 
 
 def _check_data(config: RunConfig, dataset: Dataset) -> None:

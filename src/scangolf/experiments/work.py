@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,13 +39,22 @@ class Job:
         return f"{self.variant}, seed {self.config.seed}"
 
     def state(self) -> State:
-        if (self.folder / "summary.json").exists():
+        if self._is_complete():
             return "finished"
         if holder(self.folder) is not None:
             return "under way"
         if self.error_file.exists():
             return "failed"
         return "interrupted" if (self.folder / "config.json").exists() else "waiting"
+
+    @property
+    def is_trained(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+    def _is_complete(self) -> bool:
+        """Trained, then analysed and with its page: where the artifact is there to make them of."""
+        made = all((self.folder / name).is_file() for name in ("analysis.json", "report.html"))
+        return self.is_trained and (made or not (self.folder / "artifact.sg").exists())
 
     @property
     def error_file(self) -> Path:
@@ -58,10 +69,13 @@ class Job:
         return self.error_file.read_text(encoding="utf-8").strip().rpartition("\n")[2]
 
     def check_folder(self) -> None:
-        """Raises UserError where the folder holds a run of another configuration.
+        """Raises UserError where it holds a run of another configuration, or cannot be a folder.
 
         A setting that its config.json lacks is newer than the run, which did as the default does.
         """
+        for path in (self.folder, *self.folder.parents):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path}: is no folder; choose another --out, or move it away")
         path = self.folder / "config.json"
         if not path.exists():
             return
@@ -76,6 +90,20 @@ class Job:
                     f"{self.folder}: holds a run with {name} = {saved[name]}, the plan says "
                     f"{asked}; choose another --out, or delete that folder"
                 )
+
+    def check_text(self, text: Mapping[str, str]) -> None:
+        """Raises UserError where it holds a finished run on other text than these fingerprints'.
+
+        One that is not finished tells by its checkpoint, when it goes on.
+        """
+        if not self.is_trained:
+            return
+        before = json.loads((self.folder / "summary.json").read_text()).get("text", text)
+        if before != text:
+            raise UserError(
+                f"{self.folder}: holds a run on other text than is in {self.config.data} now; "
+                "choose another --out, or delete that folder"
+            )
 
 
 def work(job: Job, track: TrackerName | None = None) -> None:
@@ -98,19 +126,22 @@ def work(job: Job, track: TrackerName | None = None) -> None:
             from scangolf.train.live import make_display
 
             with Turns.on(pick_device(job.config.device)) as turns:
-                with following(job.folder, track):
-                    run(
-                        job.config,
-                        job.folder,
-                        code_bytes=code_bytes(job.config),
-                        resume=(job.folder / "config.json").exists(),
-                        alone=turns.alone,
-                        make_display=make_display,
-                    )
+                if not job.is_trained:
+                    with following(job.folder, track):
+                        run(
+                            job.config,
+                            job.folder,
+                            code_bytes=code_bytes(job.config),
+                            resume=(job.folder / "config.json").exists(),
+                            alone=turns.alone,
+                            make_display=make_display,
+                        )
                 write_analysis(job.folder)
             write_report(job.folder)
         except Stopped as stopped:
             raise SystemExit(stopped.exit_code) from stopped
+        except KeyboardInterrupt as interrupt:  # before or after the training, which saves itself
+            raise SystemExit(128 + signal.SIGINT) from interrupt
         except UserError as error:
             record_failure(job, str(error))
             raise SystemExit(1) from error

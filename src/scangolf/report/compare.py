@@ -56,7 +56,8 @@ def line(index: int) -> Line:
 def comparison(runs: Sequence[RunFolder]) -> dict[str, Any]:
     """What the page of several runs shows."""
     names = _names([run.path for run in runs])
-    scores = [run.summary["artifact_val_bpb"] for run in runs if run.summary]
+    finished = [run.summary for run in runs if run.summary]
+    scores = [summary["artifact_val_bpb"] for summary in finished if summary["fits"]]
     return {
         "names": names,
         "lines": [line(i) for i in range(len(runs))],
@@ -66,7 +67,8 @@ def comparison(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "opening_is_cut": _opening_is_cut(runs),
         "differences": differences([(n, run.config) for n, run in zip(names, runs, strict=True)]),
         "commands": [command(run.config) for run in runs],
-        "positions": _position_table(runs),
+        "octaves": _position_table(runs)[0],
+        "positions": _position_table(runs)[1],
     }
 
 
@@ -106,21 +108,20 @@ def _row(run: RunFolder) -> list[tuple[str, str]]:
     ]
 
 
-def _position_table(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
-    """Bits per byte by octaves of the position, a column a run; empty unless all runs have it."""
-    if not all(run.analysis for run in runs):
-        return []
-    columns = [
+def _position_table(runs: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
+    """Bits per byte by octaves of the position: their labels, and a row of values for each run.
+
+    There are some ten octaves, whatever the number of runs; none where no run was analysed.
+    """
+    rows = [
         {(s.first, s.last): f"{s.bits_per_byte:.3f}" for s in stretches(run.analysis["positions"])}
-        for run in runs
         if run.analysis
+        else {}
+        for run in runs
     ]
-    rows = sorted({key for column in columns for key in column})
-    return [
-        (f"{first:,}" if first == last else f"{first:,} to {last:,}",
-         [column.get((first, last), "-") for column in columns])
-        for first, last in rows
-    ]  # fmt: skip
+    octaves = sorted({octave for row in rows for octave in row})
+    labels = [f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in octaves]
+    return labels, [[row.get(octave, "-") for octave in octaves] for row in rows]
 
 
 def _opening_is_cut(runs: Sequence[RunFolder]) -> bool:
@@ -142,7 +143,7 @@ def _plots(runs: Sequence[RunFolder]) -> dict[str, str]:
             "bits-tokens": svg(_bits(runs, "tokens"), "bits-tokens", label.format("tokens")),
             "speed": svg(_speed(runs), "speed", "Throughput of each run against training time."),
         }
-        if all(run.analysis for run in runs):
+        if any(run.analysis for run in runs):
             label = "Bits per byte of each run by position in a sequence; the table has all."
             plots["position"] = svg(_positions(runs), "position", label)
     return plots
@@ -180,6 +181,6 @@ def _draw(axes: Axes, run: RunFolder, how: Line, name: str, progress: Progress) 
 def _positions(runs: Sequence[RunFolder]) -> Figure:
     figure, axes = position_figure()
     for i, run in enumerate(runs):
-        assert run.analysis is not None
-        draw_stretches(axes, run.analysis["positions"], **line(i).style)
+        if run.analysis:
+            draw_stretches(axes, run.analysis["positions"], **line(i).style)
     return figure

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -85,9 +85,14 @@ def read_run(path: Path) -> RunFolder:
     return RunFolder(path, config, training, evaluations, summary, analysis)
 
 
+def without(path: Path, error: UserError) -> str:
+    """What is wrong with a run folder, for where its path stands already."""
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/")
+
+
 def _read_object(path: Path, keys: set[str], advice: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes(), parse_constant=_no_number)
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); {advice}") from error
     if not isinstance(values, dict):
@@ -124,6 +129,10 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     if not training:
         raise UserError(f"{path}: holds no training step; train this run for at least one")
     return training, evaluations
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number")
 
 
 def _holds(values: Any, keys: set[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from scangolf.report import anatomy, contents
 from scangolf.report.command import command
 from scangolf.report.compare import comparison
 from scangolf.report.curves import smooth
-from scangolf.report.folder import RunFolder, read_run
+from scangolf.report.folder import RunFolder, read_run, without
 from scangolf.report.plots import opening_is_cut, run_plots
 from scangolf.report.style import PALETTE, tints
 from scangolf.report.words import duration, leaves, megabytes, short, visible
@@ -38,12 +38,12 @@ def write_report(*runs: Path, out: Path | None = None) -> Path:
     """Writes the page of one run folder or of several, whole or not at all, and returns its path.
 
     `out` unless given: report.html in the run folder, or beside the first of several. A run
-    without summary.json or analysis.json gets a page of what there is. Raises UserError for a
-    folder that is no run, and for none.
+    without summary.json or analysis.json gets a page of what there is; of several, the page names
+    those that cannot be read and shows the others. Raises UserError where there is nothing to show.
     """
     if not runs:
         raise UserError("report: name at least one run folder")
-    folders = [read_run(run) for run in runs]
+    folders, left_out = _readable(runs)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -58,13 +58,28 @@ def write_report(*runs: Path, out: Path | None = None) -> Path:
         html = environment.get_template("run.html").render(_run(folders[0]))
     else:
         path = runs[0].parent / "report.html"
-        html = environment.get_template("runs.html").render(comparison(folders))
+        page = comparison(folders) | {"left_out": left_out}
+        html = environment.get_template("runs.html").render(page)
     path = out or path
     part = path.with_name(path.name + ".part")
     # Half of a surrogate pair, which JSON can hold, is no character that UTF-8 could write.
     part.write_bytes(html.encode("utf-8", errors="replace"))
     os.replace(part, path)
     return path
+
+
+def _readable(runs: Sequence[Path]) -> tuple[list[RunFolder], dict[str, str]]:
+    """The runs that can be shown, and why others cannot, by folder. The first error if none can."""
+    folders: list[RunFolder] = []
+    errors: dict[Path, UserError] = {}
+    for run in runs:
+        try:
+            folders.append(read_run(run))
+        except UserError as error:
+            errors[run] = error
+    if not folders:
+        raise next(iter(errors.values()))
+    return folders, {str(run): without(run, error) for run, error in errors.items()}
 
 
 def _run(folder: RunFolder) -> dict[str, Any]:

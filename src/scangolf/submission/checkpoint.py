@@ -13,7 +13,12 @@ from scangolf.train.schedule import Progress
 HOW_TO_GO_ON = "start the run anew: this script keeps no checkpoints"
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:
+def save_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    progress: Progress,
+    text: Mapping[str, str] | None = None,
+) -> Path:
     """Writes nothing."""
     return folder
 
@@ -22,5 +27,7 @@ def has_checkpoint(folder: Path) -> bool:
     return False
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
+def load_checkpoint(
+    folder: Path, text: Mapping[str, str] | None = None
+) -> tuple[dict[str, Tensor], Progress]:
     raise UserError(f"{folder}: {HOW_TO_GO_ON}")

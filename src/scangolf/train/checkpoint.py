@@ -1,8 +1,9 @@
 """Checkpoints: everything a run needs to go on, written whole or not at all.
 
-A checkpoint is one safetensors file: the parameters, the optimiser's state, and the counters of
-the run as its metadata. `latest.json` names the newest one with its SHA-256. Both are written
-beside their target and moved into place, and the older checkpoint is removed only after that.
+A checkpoint is one safetensors file: the parameters, the optimiser's state, and as its metadata the
+counters of the run and the fingerprints of its text. `latest.json` names the newest one with its
+SHA-256. Both are written beside their target and moved into place, and the older checkpoint is
+removed only after that.
 """
 
 from __future__ import annotations
@@ -25,12 +26,20 @@ HOW_TO_GO_ON = "continue with --resume from the last checkpoint"
 """What a person can do with a run that ended early."""
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> Path:
-    """Writes `folder/step-N.safetensors` and points `folder/latest.json` at it."""
+def save_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    progress: Progress,
+    text: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes `folder/step-N.safetensors` and points `folder/latest.json` at it.
+
+    `text` are the fingerprints of the dataset's splits.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{progress.step:08d}.safetensors"
     part = path.with_suffix(".part")
-    metadata = {"progress": json.dumps(asdict(progress))}
+    metadata = {"progress": json.dumps(asdict(progress)), "text": json.dumps(dict(text or {}))}
     pointer = folder / "latest.part"
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, part, metadata)
@@ -55,8 +64,13 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "latest.json").exists()
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
-    """Reads the newest checkpoint, on the CPU, after checking its SHA-256."""
+def load_checkpoint(
+    folder: Path, text: Mapping[str, str] | None = None
+) -> tuple[dict[str, Tensor], Progress]:
+    """Reads the newest checkpoint, on the CPU, after checking its SHA-256.
+
+    Raises UserError where it is damaged, or of a run on other text than `text` tells.
+    """
     pointer = folder / "latest.json"
     if not pointer.exists():
         raise UserError(f"{folder}: no checkpoint to resume from; start without --resume")
@@ -66,7 +80,14 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Progress]:
         if file_sha256(path) != latest["sha256"]:
             raise ValueError("its SHA-256 is not the one it was written with")
         with safe_open(path, framework="pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+            metadata = file.metadata()
+            progress = Progress(**json.loads(metadata["progress"]))
+            before = json.loads(metadata.get("text", "{}"))  # older checkpoints do not know theirs
+            if other := [split for split in before if text and before[split] != text[split]]:
+                raise UserError(
+                    f"{folder}: is of a run with other {' and '.join(other)} text than --data has; "
+                    "put that text back, or train anew into another --out"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(

@@ -89,6 +89,7 @@ class Trainer:
             world=world.size,
             device=self.device,
         )
+        self.text = dataset.fingerprints()
         self.table = byte_table(dataset.tokenizer).to(self.device)
         self.model = HybridLM(config.model, config.seed).to(self.device)
         world.copy_first_(self.model.parameters())  # other machines may draw others
@@ -106,7 +107,7 @@ class Trainer:
         """
         folder = self.folder / "checkpoint"
         saved = self.world.first(
-            lambda: load_checkpoint(folder) if has_checkpoint(folder) else None
+            lambda: load_checkpoint(folder, self.text) if has_checkpoint(folder) else None
         )
         if saved is not None:
             tensors, self.progress = saved
@@ -139,6 +140,14 @@ class Trainer:
             self.display.say(f"stopped after step {self.progress.step:,}; {HOW_TO_GO_ON}")
             raise Stopped(int(signal))
 
+    def score(self) -> Score:
+        """That of the model as it is, on the validation split; Diverged where it is not finite."""
+        score = self.evaluate(self.model)
+        if not math.isfinite(score.loss):
+            what = f"the validation loss is {score.loss} after step {self.progress.step}"
+            raise Diverged(self._divergence(what))
+        return score
+
     def save(self) -> None:
         """Writes a checkpoint of the last step that was read, or raises Diverged.
 
@@ -150,7 +159,7 @@ class Trainer:
         tensors = {f"model.{k}": v for k, v in self.model.named_parameters()}
         tensors |= {f"optim.{k}": v for k, v in self.optimiser.state().items()}
         self.world.first(
-            lambda: save_checkpoint(self.folder / "checkpoint", tensors, self.progress)
+            lambda: save_checkpoint(self.folder / "checkpoint", tensors, self.progress, self.text)
         )
         self.pace.saved()
 
@@ -235,7 +244,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         with self.pace.paused():
-            score = self.evaluate(self.model)
+            score = self.score()
             self.pace.evaluated()
             share = self.pace.budget.share(self.progress.step, self.progress.seconds)
             write_record(self._metrics, evaluation_record(self.progress, share, score))
