@@ -48,9 +48,10 @@ def ablate(
     dataset = functools.cache(lambda folder: open_dataset(Path(folder)))
     configs = _check(plan, dataset, None if data is None else str(data), seconds)
     jobs = plan_jobs(plan, configs, Path("runs") / plan.name if out is None else out)
+    fingerprints = functools.cache(lambda folder: dataset(folder).fingerprints())
     for job in jobs:
         job.check_folder()
-        job.check_text(dataset(job.config.data).fingerprints())
+        job.check_text(fingerprints(job.config.data))
     if dry_run:
         return True
     if slurm is not None:

@@ -56,6 +56,7 @@ def line(index: int) -> Line:
 def comparison(runs: Sequence[RunFolder]) -> dict[str, Any]:
     """What the page of several runs shows."""
     names = _names([run.path for run in runs])
+    octaves, positions = _position_table(runs)
     finished = [run.summary for run in runs if run.summary]
     scores = [summary["artifact_val_bpb"] for summary in finished if summary["fits"]]
     return {
@@ -67,8 +68,8 @@ def comparison(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "opening_is_cut": _opening_is_cut(runs),
         "differences": differences([(n, run.config) for n, run in zip(names, runs, strict=True)]),
         "commands": [command(run.config) for run in runs],
-        "octaves": _position_table(runs)[0],
-        "positions": _position_table(runs)[1],
+        "octaves": octaves,
+        "positions": positions,
     }
 
 

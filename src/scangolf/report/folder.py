@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,7 +88,7 @@ def read_run(path: Path) -> RunFolder:
 
 def without(path: Path, error: UserError) -> str:
     """What is wrong with a run folder, for where its path stands already."""
-    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/")
+    return str(error).removeprefix(f"{path}: ").removeprefix(f"{path}{os.sep}")
 
 
 def _read_object(path: Path, keys: set[str], advice: str) -> dict[str, Any]:
