@@ -71,7 +71,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         (["data", "text", "nowhere.txt"], "nowhere.txt"),
         (["data", "text"], "name at least one file"),
         (["data", "text", "a", "--val-share", "1.5"], "--val-share 1.5: needs a share above 0"),
-        (["data", "inspect", "nowhere.bin"], "nowhere.bin"),
+        (["data", "inspect", "nowhere.bin"], "nowhere.bin: no such file or folder"),
+        (["data", "inspect", "nowhere.txt"], "nowhere.txt: no such file or folder"),
+        (["data", "local", "--out", "."], "--out .: is the folder you are in; name a new one"),
         (
             ["data", "inspect", ".", "--tokenizer", "t"],
             "--tokenizer t: . has its own; leave it out",
@@ -90,6 +92,26 @@ def test_mistakes_are_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert message in refusal(capsys, *args)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_that_all_goes_to_validation(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = tmp_path / "two.txt"
+    text.write_text("One line with words.\nAnother line with words.\n")
+    told = refusal(capsys, "data", "text", str(text), "--val-share", "0.9999")
+    assert "the train split would be empty; use more text, another --val-share, or --val" in told
+
+
+def test_a_run_needs_a_folder(
+    capsys: pytest.CaptureFixture[str], workplace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    told = refusal(
+        capsys, *TRAIN, "--data", str(workplace / "data"), "--out", str(tmp_path / "notes")
+    )
+    assert f"{tmp_path}/notes: cannot be made: File exists; choose another --out" in told
+    assert (tmp_path / "notes").read_text() == "mine"
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,6 +240,24 @@ def test_from_text_to_a_scored_artifact(
     main(["eval", str(run / "quantized.sg"), "--data", data, "--seq-len", "64", "--json"])
     assert json.loads(capsys.readouterr().out)["val_bpb"] == pytest.approx(smaller["val_bpb"])
     assert "do not fit into 99 bytes" in refusal(capsys, "quantize", str(run), "--bytes", "99")
+
+    for out in ("config.json", "artifact.sg"):
+        before = (run / out).read_bytes()
+        quantize = ("quantize", str(run), "--bytes", "19000", "--out", str(run / out))
+        assert "would replace a file of another kind" in refusal(capsys, *quantize)
+        assert (run / out).read_bytes() == before
+
+    for options, message in (
+        (["--temperature", "nan"], "--temperature nan: needs"),
+        (["--seed", str(2**63)], "needs a whole number of 64 bits"),
+        (["--prompt", "bad \udcff"], r"--prompt 'bad \udcff': is not UTF-8"),
+    ):
+        assert message in refusal(capsys, "generate", str(run), *options)
+    coldest = ["generate", str(run), "--tokens", "8", "--temperature"]
+    main([*coldest, "0"])
+    likeliest = capsys.readouterr().out
+    main([*coldest, "1e-45"])
+    assert capsys.readouterr().out == likeliest
 
     main(["generate", str(run), "--prompt", "The old", "--tokens", "8", "--seed", "3"])
     first = capsys.readouterr().out

@@ -52,5 +52,6 @@ def _draw(
     if temperature == 0:
         return int(logits_V.argmax())
     best, ids = logits_V.float().cpu().topk(min(top_k, logits_V.numel()))
-    chosen = torch.multinomial((best / temperature).softmax(0), 1, generator=generator)
+    shares = ((best - best[0]) / temperature).softmax(0)  # the largest first: nothing overflows
+    chosen = torch.multinomial(shares, 1, generator=generator)
     return int(ids[chosen])

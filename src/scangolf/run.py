@@ -32,7 +32,7 @@ from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
 from scangolf.train.checkpoint import Progress
 from scangolf.train.loop import Trainer, split_batch
-from scangolf.train.metrics import evaluation_record, write_record
+from scangolf.train.metrics import evaluation_record, write_score
 from scangolf.train.progress import Display, Plain, Silent
 from scangolf.train.world import ALONE, World
 
@@ -183,7 +183,11 @@ def _claim(folder: Path, resume: bool) -> None:
         raise UserError(
             f"{folder}: holds a run already; continue it with --resume, or choose --out"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror
+        raise UserError(f"{folder}: cannot be made: {why}; choose another --out") from error
 
 
 def resumed_config(folder: Path, asked: RunConfig, default: RunConfig) -> RunConfig:
@@ -226,8 +230,7 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def _record_score(folder: Path, progress: Progress, score: Score) -> None:
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-        write_record(metrics, evaluation_record(progress, 1.0, score))
+    write_score(folder / "metrics.jsonl", evaluation_record(progress, 1.0, score))
 
 
 def _finish(

@@ -51,6 +51,15 @@ def test_carriage_returns_end_lines_too(tmp_path: Path) -> None:
     assert list(read_documents([write(tmp_path / "a.txt", "one\r\ntwo\r\n")])) == ["one", "two"]
 
 
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
+    mark, pack = b"\xef\xbb\xbf", COMPRESS[suffix]
+    lines = write(tmp_path / f"a.txt{suffix}", pack(mark + b"one\ntwo\n"))
+    assert list(read_documents([lines])) == ["one", "two"]
+    objects = write(tmp_path / f"a.jsonl{suffix}", pack(mark + jsonl("x").encode()))
+    assert list(read_documents([objects])) == ["x"]
+
+
 def test_zstandard_in_several_frames_and_longer_than_a_read(tmp_path: Path) -> None:
     lines = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(20_000)]
     data = "\n".join(lines).encode()

@@ -13,7 +13,7 @@ from scangolf.submission.rules.finding import Finding
 UNCHECKED = "cannot be checked by software"
 RULES = [
     "files", "byte limit", "claimed bytes", "training time", "causality", "distribution",
-    "validation split", "claimed score", "byte table", "no network in evaluation",
+    "validation split", "claimed score", "byte table", "other figures", "no network in evaluation",
     "no training data in evaluation", "evaluation time", "self-contained code",
     "the script's score", "the script on other tokens", "no training on unscored tokens",
     "no n-gram cache keyed with the target", "record",

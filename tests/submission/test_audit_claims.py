@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -108,6 +109,29 @@ def test_a_claimed_score_that_the_artifact_does_not_give(bundle: Bundle) -> None
     finding = only_failure(bundle)
     assert finding.rule == "claimed score"
     assert finding.evidence["difference"] == pytest.approx(-2.1e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"), [("val_tokens", 7), ("parameters", 1), ("tokenizer_sha256", "0")]
+)
+def test_another_figure_that_is_not_the_artifacts(
+    bundle: Bundle, key: str, wrong: int | str
+) -> None:
+    bundle.claim(**{key: wrong})
+    finding = only_failure(bundle)
+    assert finding.rule == "other figures"
+    assert finding.why.startswith(f"{key} is {wrong!r}, the artifact's ")
+    bundle.claim(**{key: finding.evidence[key]})
+    assert check(bundle)["other figures"].why == f"{key}: the artifact's"
+
+
+def test_a_claimed_loss_beside_a_right_score(bundle: Bundle) -> None:
+    """Within the tolerance of the score, in nats a token."""
+    nats = 2e-4 * math.log(2) * bundle.score.bytes / bundle.score.tokens
+    bundle.claim(val_loss=bundle.score.loss - 0.99 * nats)
+    assert not any(finding.failed for finding in check(bundle).values())
+    bundle.claim(val_loss=bundle.score.loss - 1.01 * nats)
+    assert only_failure(bundle).why.startswith("val_loss is ")
 
 
 def doubled_bytes(bundle: Bundle) -> int:

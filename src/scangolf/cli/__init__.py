@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one verb. Exits with 2 for the user's mistakes and for files that cannot be read or
     written (a full disk), with 128 + its number after a signal. Of several processes that make a
     run, only the first one speaks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A text may have letters that the terminal has not.
+        sys.stdout.reconfigure(errors="replace")
     try:
         _parse_and_run(sys.argv[1:] if argv is None else argv)
     except UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from json import dumps
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -136,14 +137,19 @@ def generate(
 
     def verb() -> None:
         from scangolf.artifact.load import load
+        from scangolf.config import SEEDS
         from scangolf.device import pick_device
         from scangolf.generate import generate as continue_text
 
-        if tokens < 1 or top_k < 1 or temperature < 0:
+        if tokens < 1 or top_k < 1 or not 0 <= temperature < inf:
             raise UserError(
                 f"--tokens {tokens} --top-k {top_k} --temperature {temperature}: "
                 "needs at least 1 token, a top-k of 1 and a temperature of 0"
             )
+        if seed not in SEEDS:
+            raise UserError(f"--seed {seed}: needs a whole number of 64 bits")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UserError(f"--prompt {prompt!a}: is not UTF-8; give it in that encoding")
         model, tokenizer = load(artifact, pick_device(device))
         text = continue_text(
             model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, seed=seed

@@ -90,6 +90,10 @@ def data_text(
                 yield text, "val"
 
         if tokenizer is None:
+            if all(split == "val" for _, split in documents()):
+                raise UserError(
+                    "the train split would be empty; use more text, another --val-share, or --val"
+                )
             training = (text for text, split in documents() if split == "train")
             model = train_tokenizer(training, vocab_size)
         else:
@@ -154,6 +158,8 @@ def data_inspect(
             count = byte_table(dataset.tokenizer).total
             print_values(inspect_dataset(dataset, seq_len, count), json)
             return
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; name a shard, a dataset or text")
         beside = path.parent / "tokenizer.model"
         source = beside if tokenizer is None and beside.exists() else tokenizer
         model = None if source is None else Tokenizer.load(source)

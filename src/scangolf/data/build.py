@@ -80,7 +80,9 @@ def build_dataset(
 
 
 def require_new(folder: Path) -> None:
-    """Refuses a folder with something in it."""
+    """Refuses a folder with something in it, and the one we are in, which would be replaced."""
+    if folder.resolve() == Path.cwd():
+        raise UserError(f"--out {folder}: is the folder you are in; name a new one in it")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already; remove it, or choose another --out")
 

@@ -15,6 +15,8 @@ from typing import IO, Literal
 from scangolf.data.shards import Split
 from scangolf.errors import UserError
 
+UTF_8 = "utf-8-sig"
+"""UTF-8, after a byte order mark too, as some editors write one: it is no part of the text."""
 SHORTEST_DOCSTRING = 40
 """Characters; shorter docstrings are labels rather than prose."""
 
@@ -152,23 +154,23 @@ def _parquet(path: Path) -> Iterator[str]:
 
 def _open(path: Path) -> IO[str]:
     opener = _OPENERS.get(path.suffix)
-    return path.open(encoding="utf-8") if opener is None else opener(path)
+    return path.open(encoding=UTF_8) if opener is None else opener(path)
 
 
 def _open_xz(path: Path) -> IO[str]:
     import lzma
 
-    return lzma.open(path, "rt", encoding="utf-8")
+    return lzma.open(path, "rt", encoding=UTF_8)
 
 
 def _open_gz(path: Path) -> IO[str]:
     import gzip
 
-    return gzip.open(path, "rt", encoding="utf-8")
+    return gzip.open(path, "rt", encoding=UTF_8)
 
 
 def _open_zst(path: Path) -> IO[str]:
-    return io.TextIOWrapper(io.BufferedReader(_ZstdFile(path)), encoding="utf-8")
+    return io.TextIOWrapper(io.BufferedReader(_ZstdFile(path)), encoding=UTF_8)
 
 
 class _ZstdFile(io.RawIOBase):

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scangolf.artifact.codec import write
+from scangolf.artifact.codec import MAGIC, write
 from scangolf.artifact.mixed import Mixed
 from scangolf.artifact.save import fit_model
 from scangolf.config import RunConfig
 from scangolf.data.shards import Dataset, open_dataset
 from scangolf.device import compute_dtype, pick_device
+from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.run import read_config, score_artifact
 from scangolf.score.bpb import byte_table
@@ -67,6 +68,7 @@ def quantize_run(
     of the run's configuration.
     """
     config = read_config(folder)
+    _check_out(folder, out)
     if max_bytes is None:
         max_bytes = config.artifact.limit_bytes - code_bytes(config)
     model, dataset = _trained(folder, config, device)
@@ -80,15 +82,18 @@ def quantize_curve(folder: Path, out: Path, *, sizes: Sequence[int], device: str
     Each lies beside `out`, with the size in its name. Nothing is written where one is too small.
     """
     config = read_config(folder)
-    model, dataset = _trained(folder, config, device)
     sizes = sorted(set(sizes))
+    files = [out.with_stem(f"{out.stem}-{size}") for size in sizes]
+    for file in files:
+        _check_out(folder, file)
+    model, dataset = _trained(folder, config, device)
     seq_len = config.batch.seq_len
     fitted = fit_model(model, dataset, seq_len=seq_len, sizes=sizes)
     table = byte_table(dataset.tokenizer)
     before = evaluate(model, dataset.val_tokens(), table, seq_len=seq_len)
     points = []
-    for size, mixed in zip(sizes, fitted, strict=True):
-        values = _score(mixed, out.with_stem(f"{out.stem}-{size}"), config, device)
+    for file, mixed in zip(files, fitted, strict=True):
+        values = _score(mixed, file, config, device)
         points.append(
             Point(
                 artifact=values["artifact"],
@@ -101,6 +106,16 @@ def quantize_curve(folder: Path, out: Path, *, sizes: Sequence[int], device: str
             )
         )
     return Curve(str(folder), model.n_parameters, before.loss, before.bpb, tuple(points))
+
+
+def _check_out(folder: Path, out: Path) -> None:
+    """Only an artifact may be replaced, and not the run's own."""
+    if not out.is_file():
+        return
+    with out.open("rb") as file:
+        is_artifact = file.read(len(MAGIC)) == MAGIC
+    if not is_artifact or out.resolve() == (folder / "artifact.sg").resolve():
+        raise UserError(f"--out {out}: would replace a file of another kind; choose another --out")
 
 
 def _trained(folder: Path, config: RunConfig, device: str) -> tuple[HybridLM, Dataset]:

@@ -21,6 +21,7 @@ from scangolf.submission.rules import (
     causality,
     distribution,
     evaluation,
+    figures,
     score,
     split,
 )
@@ -37,7 +38,7 @@ from scangolf.submission.rules.times import check_training_time
 
 CLAIMED_SCORE = "claimed score"
 MODEL_RULES = (causality.RULE, distribution.RULE)
-DATA_RULES = (split.RULE, CLAIMED_SCORE, byte_count.RULE)
+DATA_RULES = (split.RULE, CLAIMED_SCORE, byte_count.RULE, figures.RULE)
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,9 @@ def _check_scores(
     else:
         how = f" in sequences of {submission.seq_len}, {submission.mode}"
         claimed = score.check_score(CLAIMED_SCORE, claim, ours, wrong, how=how)
-    return [claimed, bytes_finding, evaluation.check_script_score(run, ours, wrong)]
+    parameters, tokenizer = scored.model.n_parameters, val.tokenizer.sha256
+    others = figures.check_figures(submission, ours, parameters, tokenizer)
+    return [claimed, bytes_finding, others, evaluation.check_script_score(run, ours, wrong)]
 
 
 def _score(

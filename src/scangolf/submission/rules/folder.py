@@ -32,7 +32,11 @@ CLAIMS: dict[str, tuple[type, ...]] = {
 }
 """What submission.json must say, and the types it may say it in."""
 OPTIONAL: dict[str, tuple[type, ...]] = {
+    "val_loss": (int, float),
+    "val_tokens": (int,),
     "val_bytes": (int,),
+    "parameters": (int,),
+    "tokenizer_sha256": (str,),
     "seq_len": (int,),
     "stride": (int,),
     "mode": (str,),
