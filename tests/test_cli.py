@@ -100,7 +100,7 @@ def test_text_that_all_goes_to_validation(
     text = tmp_path / "two.txt"
     text.write_text("One line with words.\nAnother line with words.\n")
     told = refusal(capsys, "data", "text", str(text), "--val-share", "0.9999")
-    assert "the train split would be empty; use more text, another --val-share, or --val" in told
+    assert "the train split would be empty, of 2 documents; use more text, another --val" in told
 
 
 def test_a_run_needs_a_folder(
@@ -244,7 +244,7 @@ def test_from_text_to_a_scored_artifact(
     for out in ("config.json", "artifact.sg"):
         before = (run / out).read_bytes()
         quantize = ("quantize", str(run), "--bytes", "19000", "--out", str(run / out))
-        assert "would replace a file of another kind" in refusal(capsys, *quantize)
+        assert "is the run's own artifact, or none at all" in refusal(capsys, *quantize)
         assert (run / out).read_bytes() == before
 
     for options, message in (

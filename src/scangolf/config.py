@@ -232,6 +232,7 @@ class RunConfig:
 
 
 SEEDS = range(-(2**63), 2**63)
+"""Those that torch's generators take and that a file of TOML can hold."""
 
 
 def check(config: RunConfig) -> None:

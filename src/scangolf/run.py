@@ -30,7 +30,6 @@ from scangolf.model import HybridLM
 from scangolf.records import write_json
 from scangolf.score.bpb import byte_table
 from scangolf.score.evaluate import Mode, Score, evaluate, part_of_split, whole_sequences
-from scangolf.train.checkpoint import Progress
 from scangolf.train.loop import Trainer, split_batch
 from scangolf.train.metrics import evaluation_record, write_score
 from scangolf.train.progress import Display, Plain, Silent
@@ -100,7 +99,8 @@ def run(
         display.say(f"{done.step:,} steps, train_seconds {done.seconds:.3f}")
         display.say("scoring the whole validation split")
         val_score = trainer.score()
-        world.first(lambda: _record_score(folder, trainer.progress, val_score))
+        last = evaluation_record(done, 1.0, val_score)
+        world.first(lambda: write_score(folder / "metrics.jsonl", last))
         if config.artifact.scheme == "mixed-rans":
             display.say("calibrating the artifact's steps: on a CPU this can take a minute or two")
         display.say("writing the artifact, reading it back and scoring it")
@@ -227,10 +227,6 @@ def read_config(folder: Path) -> RunConfig:
         raise UserError(f"{folder}: not a run folder, it has no config.json") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it from a copy") from error
-
-
-def _record_score(folder: Path, progress: Progress, score: Score) -> None:
-    write_score(folder / "metrics.jsonl", evaluation_record(progress, 1.0, score))
 
 
 def _finish(

@@ -9,6 +9,7 @@ from scangolf.artifact.codec import save_artifact
 from scangolf.artifact.quantize import quantize
 from scangolf.artifact.room import Room, uncompressed_bytes
 from scangolf.config import ArtifactConfig
+from scangolf.errors import UserError
 
 ROOM = Room(
     parameters=1_000_000,
@@ -16,7 +17,6 @@ ROOM = Room(
     limit_bytes=1_000_000,
     scheme="int8-brotli",
     uncompressed_bytes=1_050_000,
-    least_bytes=130_000,
 )
 
 
@@ -48,6 +48,11 @@ def test_mixed_rans_needs_some_bits_for_every_weight():
     coarser = dataclasses.replace(exactly, code_bytes=20_001)
     assert coarser.fits is False
     assert "below 3.25 the score suffers; a smaller model" in (coarser.say_before() or "")
+    least = dataclasses.replace(room, limit_bytes=207_500)
+    least.check()
+    with pytest.raises(UserError, match=r"leaves 1\.50 bits for each of 1,000,000 weights"):
+        dataclasses.replace(least, code_bytes=20_001).check()
+    dataclasses.replace(least, code_bytes=20_001, scheme="int8-brotli").check()
 
 
 def test_eight_bits_are_certain_only_where_they_fit_uncompressed():

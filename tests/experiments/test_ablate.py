@@ -135,7 +135,7 @@ def test_a_dry_run_shows_all_and_trains_nothing(
     [
         ("int8-brotli", 10_000, "2 of these are above the limit"),
         ("mixed-rans", 10_000, ""),
-        ("mixed-rans", 6_500, "2 of these have fewer than 3.25 bits for every weight"),
+        ("mixed-rans", 5_000, "2 of these have fewer than 3.25 bits for every weight"),
         ("mixed-rans", 1_000, "variants cannot be run"),
         ("mixed-rans", -90_000, "variants cannot be run"),
     ],

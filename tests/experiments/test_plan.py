@@ -274,6 +274,6 @@ def test_every_variant_runs_forward_and_backward(plan: str, variant: str, datase
     model = dataclasses.replace(config.model, **SMALL)
     batch = dataclasses.replace(config.batch, seq_len=64)
     config = dataclasses.replace(config, model=model, batch=batch, device="cpu")
-    trial = try_out(config, lambda folder: open_dataset(Path(folder)))
-    assert trial.parameters == HybridLM(model, seed=None).n_parameters
-    assert trial.uncompressed_bytes > trial.parameters
+    room = try_out(config, lambda folder: open_dataset(Path(folder)))
+    assert room.parameters == HybridLM(model, seed=None).n_parameters
+    assert room.uncompressed_bytes > room.parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scangolf.artifact.predict import MIXED_BITS
-from scangolf.artifact.quantize import INT8_GROUPS, stored_bytes, usual_coding
+from scangolf.artifact.quantize import stored_bytes, usual_coding
 from scangolf.config import ArtifactConfig
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
@@ -14,8 +14,8 @@ TRAINED_BYTES = 0.9
 """Bytes that eight bits come to, about, compressed and of a fully trained model: 21 MB for the 23 M
 weights of preset hybrid. Those of a short training take fewer."""
 
-LEAST_BITS = 1.0
-"""Bits a weight of the matrices, below which there is nothing left of a model."""
+LEAST_BITS = 1.5
+"""Bits a weight below which scheme mixed-rans is refused before the training, not after it."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,20 @@ class Room:
     uncompressed_bytes: int
     """Of the weights in eight bits. An int8 scheme compresses them; mixed-rans takes the bytes that
     it is given instead."""
-    least_bytes: int
-    """Of an artifact with LEAST_BITS a weight, not counting its tokenizer."""
 
     @classmethod
     def of(cls, model: HybridLM, artifact: ArtifactConfig, code_bytes: int) -> Room:
         """`model` may be on the meta device: only shapes are looked at."""
         n_bytes = uncompressed_bytes(model, artifact.scheme)
-        n, limit, scheme = model.n_parameters, artifact.limit_bytes, artifact.scheme
-        return cls(n, code_bytes, limit, scheme, n_bytes, _least_bytes(model))
+        return cls(model.n_parameters, code_bytes, artifact.limit_bytes, artifact.scheme, n_bytes)
 
     def check(self) -> None:
-        """Raises UserError where mixed-rans could not make the model as small as it should."""
-        left = self.limit_bytes - self.code_bytes
-        if self.scheme == "mixed-rans" and left < self.least_bytes:
+        """Raises UserError where mixed-rans would have fewer than LEAST_BITS for every weight."""
+        if self.scheme == "mixed-rans" and self.bits_per_weight < LEAST_BITS:
             raise UserError(
-                f"--artifact.limit-bytes {self.limit_bytes}: leaves {left:,} beside the code, "
-                f"{self.parameters:,} weights take {self.least_bytes:,} at the least; train a "
-                "smaller model, or allow more bytes"
+                f"--artifact.limit-bytes {self.limit_bytes}: leaves {self.bits_per_weight:.2f} "
+                f"bits for each of {self.parameters:,} weights beside the code, below "
+                f"{LEAST_BITS:g}; train a smaller model, or allow more bytes"
             )
 
     @property
@@ -63,8 +59,8 @@ class Room:
     def fits(self) -> bool | None:
         """None where only the trained weights will tell.
 
-        With mixed-rans all fits that passes `check`; True says that its steps need not be so coarse
-        that they cost bits a byte.
+        With mixed-rans what passes `check` fits, but for a very small model beside its tokenizer;
+        True says that its steps need not be so coarse that they cost bits a byte.
         """
         if self.scheme == "mixed-rans":
             return self.bits_per_weight >= MIXED_BITS
@@ -102,15 +98,3 @@ def uncompressed_bytes(model: HybridLM, scheme: str) -> int:
         stored_bytes(tuple(p.shape), usual_coding(tuple(p.shape), groups[name], scheme))
         for name, p in model.named_parameters()
     )
-
-
-def _least_bytes(model: HybridLM) -> int:
-    groups = model.parameter_groups()
-    n_bytes = 0.0
-    for name, p in model.named_parameters():
-        if p.ndim == 2 and groups[name] in INT8_GROUPS:
-            n_bytes += LEAST_BITS / 8 * p.numel()
-        else:
-            shape = tuple(p.shape)
-            n_bytes += stored_bytes(shape, usual_coding(shape, groups[name], "mixed-rans"))
-    return round(n_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from json import dumps
@@ -75,6 +76,7 @@ def data_text(
     """
 
     def verb() -> None:
+        from scangolf.data.build import require_both
         from scangolf.data.text import read_documents, split_by_hash
         from scangolf.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -91,9 +93,7 @@ def data_text(
 
         if tokenizer is None:
             if all(split == "val" for _, split in documents()):
-                raise UserError(
-                    "the train split would be empty; use more text, another --val-share, or --val"
-                )
+                require_both(Counter(split for _, split in documents()))
             training = (text for text, split in documents() if split == "train")
             model = train_tokenizer(training, vocab_size)
         else:

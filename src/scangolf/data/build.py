@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ def build_dataset(
             if progress is not None:
                 progress(n_documents, n_tokens)
         shards: dict[Split, list[Shard]] = {s: writer.close() for s, writer in writers.items()}
-        _require_both(shards)
+        require_both({split: sum(s.documents for s in listed) for split, listed in shards.items()})
         manifest = Manifest(
             name=name,
             vocab_size=tokenizer.vocab_size,
@@ -87,12 +87,12 @@ def require_new(folder: Path) -> None:
         raise UserError(f"{folder}: is there already; remove it, or choose another --out")
 
 
-def _require_both(shards: dict[Split, list[Shard]]) -> None:
-    documents = {split: sum(s.documents for s in listed) for split, listed in shards.items()}
+def require_both(documents: Mapping[Split, int]) -> None:
+    """Refuses text whose documents, counted by split, leave one split empty."""
     if not any(documents.values()):
         raise UserError("empty text: there is no document to tokenize; name files that hold text")
-    for split, count in documents.items():
-        if count == 0:
+    for split in SPLITS:
+        if documents[split] == 0:
             raise UserError(
                 f"the {split} split would be empty, of {sum(documents.values()):,} documents; "
                 "use more text, another --val-share, or --val"

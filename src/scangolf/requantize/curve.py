@@ -115,7 +115,9 @@ def _check_out(folder: Path, out: Path) -> None:
     with out.open("rb") as file:
         is_artifact = file.read(len(MAGIC)) == MAGIC
     if not is_artifact or out.resolve() == (folder / "artifact.sg").resolve():
-        raise UserError(f"--out {out}: would replace a file of another kind; choose another --out")
+        raise UserError(
+            f"--out {out}: is the run's own artifact, or none at all; choose another --out"
+        )
 
 
 def _trained(folder: Path, config: RunConfig, device: str) -> tuple[HybridLM, Dataset]:
