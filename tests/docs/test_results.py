@@ -18,6 +18,8 @@ README = " ".join((ROOT / "README.md").read_text().replace("**", "").split())
 EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text()
 MINUTE, LONG = "hybrid-against-attention-60s", "hybrid-against-attention"
 PLANS = sorted(folder.name for folder in RESULTS.iterdir() if folder.is_dir())
+MISSING = {"seed-ablation": {("lti-only", 3), ("parallel", 3)}}
+"""Runs that results/README.md says are not there."""
 
 ROWS = [
     ("challenge-60s/seed", "`train seed`: the hybrid as first published"),
@@ -54,10 +56,11 @@ def test_a_row_of_the_table_is_the_mean_over_kept_runs(variant: str, label: str)
 def test_the_table_of_the_ablation_is_that_of_the_comparison() -> None:
     rows = compare([RESULTS / "seed-ablation"]).rows
     for row in rows:
-        (run,) = summaries(f"seed-ablation/{row.name}")
+        runs = summaries(f"seed-ablation/{row.name}")
+        spread = statistics.stdev(run["artifact_val_bpb"] for run in runs)
         assert (
-            f"| {row.name} | {run['parameters'] / 1e6:.1f} M | {row.steps:,.0f} | {row.mean:.4f} | "
-            f"{row.equal_steps:.4f} |"
+            f"| {row.name} | {runs[0]['parameters'] / 1e6:.1f} M | {len(runs)} | {row.steps:,.0f} | "
+            f"{row.mean:.4f} ± {spread:.4f} | {row.equal_steps:.4f} |"
         ) in EXPERIMENTS
     assert EXPERIMENTS.count(" M | ") == len(rows)
 
@@ -85,8 +88,8 @@ def test_the_plan_still_makes_the_kept_runs(name: str) -> None:
     plan = read_plan(find_plan(name))
     configs = resolve(plan, data=kept[0].data, seconds=kept[0].seconds).configs
     seeds = sorted({config.seed for config in kept})
-    assert len(kept) == len(configs) * len(seeds)
-    for variant, config in configs.items():
-        for seed in seeds:
-            run = RESULTS / name / variant / f"seed-{seed}"
-            assert read_config(run) == dataclasses.replace(config, seed=seed)
+    runs = {(variant, seed) for variant in configs for seed in seeds} - MISSING.get(name, set())
+    assert len(kept) == len(runs)
+    for variant, seed in runs:
+        run = RESULTS / name / variant / f"seed-{seed}"
+        assert read_config(run) == dataclasses.replace(configs[variant], seed=seed)
