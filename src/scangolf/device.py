@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from scangolf.errors import UserError
+from scangolf.errors import OutOfMemory, UserError
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,6 +36,15 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     with torch.cuda.device(device):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else torch.float32
+
+
+@contextmanager
+def within_memory(device: torch.device, what: str, instead: str) -> Iterator[None]:
+    """Raises OutOfMemory where `what` is too large for the GPU: what to do `instead`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"{what} is too large for the memory of {device}; {instead}") from error
 
 
 def describe(device: torch.device) -> str:

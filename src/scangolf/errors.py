@@ -9,6 +9,10 @@ class UserError(Exception):
     """
 
 
+class OutOfMemory(UserError):
+    """The memory of a GPU was full. The message says of what there could be less."""
+
+
 class Diverged(UserError):
     """Training met a loss that is not finite. The message says where, and what to try."""
 

@@ -23,7 +23,7 @@ from scangolf.artifact.save import save_model
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.data.shards import Dataset, file_sha256, open_dataset
 from scangolf.data.tokenizer import BOS
-from scangolf.device import describe, pick_device
+from scangolf.device import describe, pick_device, within_memory
 from scangolf.errors import UserError
 from scangolf.generate import generate
 from scangolf.model import HybridLM
@@ -78,23 +78,26 @@ def run(
     try:
         display.say(f"{config.preset}: {', '.join(config.model.layers)}; preparing the first step")
         watch = tell_size if room.fits is None else None
-        trainer = Trainer(config, dataset, folder, display, score, world, watch)
-        processes = f", {world.size} processes" if world.size > 1 else ""
-        device = describe(trainer.device)
-        display.say(f"{trainer.model.n_parameters:,} parameters on {device}{processes}")
-        if line := room.say_before():
-            display.say(line)
-        if resume:
-            trainer.resume()
-            if config.steps is not None and config.steps < trainer.progress.step:
-                raise UserError(
-                    f"--steps {config.steps}: the run has done {trainer.progress.step:,} already; "
-                    "ask for more"
-                )
-            display.say(f"resumed after step {trainer.progress.step:,}")
-        world.first(lambda: write_json(folder / "config.json", to_dict(config)))
-        with alone(display.say):
-            trainer.train()
+        asked = f"--batch.micro-tokens {config.batch.micro_tokens}: {config.preset}"
+        instead = "take fewer, of which a step then has more, or end what else uses that memory"
+        with within_memory(world.device(config.device), asked, instead):
+            trainer = Trainer(config, dataset, folder, display, score, world, watch)
+            processes = f", {world.size} processes" if world.size > 1 else ""
+            device = describe(trainer.device)
+            display.say(f"{trainer.model.n_parameters:,} parameters on {device}{processes}")
+            if line := room.say_before():
+                display.say(line)
+            if resume:
+                trainer.resume()
+                if config.steps is not None and config.steps < trainer.progress.step:
+                    raise UserError(
+                        f"--steps {config.steps}: the run has done {trainer.progress.step:,} "
+                        "already; ask for more"
+                    )
+                display.say(f"resumed after step {trainer.progress.step:,}")
+            world.first(lambda: write_json(folder / "config.json", to_dict(config)))
+            with alone(display.say):
+                trainer.train()
         done = trainer.progress
         display.say(f"{done.step:,} steps, train_seconds {done.seconds:.3f}")
         display.say("scoring the whole validation split")

@@ -58,8 +58,9 @@ def test_the_table_of_the_ablation_is_that_of_the_comparison() -> None:
     for row in rows:
         runs = summaries(f"seed-ablation/{row.name}")
         spread = statistics.stdev(run["artifact_val_bpb"] for run in runs)
+        millions = runs[0]["parameters"] / 1e6
         assert (
-            f"| {row.name} | {runs[0]['parameters'] / 1e6:.1f} M | {len(runs)} | {row.steps:,.0f} | "
+            f"| {row.name} | {millions:.1f} M | {len(runs)} | {row.steps:,.0f} | "
             f"{row.mean:.4f} ± {spread:.4f} | {row.equal_steps:.4f} |"
         ) in EXPERIMENTS
     assert EXPERIMENTS.count(" M | ") == len(rows)

@@ -18,8 +18,7 @@ from scangolf.bench.floor import Floors, Rates, Shape, floors, measure_rates
 from scangolf.bench.operators import Contender, Operator, Tensors
 from scangolf.bench.record import Report, Row, ShapeReport
 from scangolf.bench.timing import Stopwatch
-from scangolf.device import describe
-from scangolf.errors import UserError
+from scangolf.device import describe, within_memory
 
 
 def measure(
@@ -34,7 +33,7 @@ def measure(
 ) -> Report:
     """Checks and times every form on every shape; `against_attention`: "auto" and attention only.
 
-    Raises UserError where a shape is too large for the device.
+    Raises OutOfMemory where a shape is too large for the device.
     """
     stopwatch = Stopwatch(device, seconds)
     output, gradient = operator.limits(dtype)
@@ -47,15 +46,11 @@ def measure(
     )  # fmt: skip
     for shape in shapes:
         status.update(f"{shape.batch} x {shape.length}")
-        try:
+        asked = f"--shape {shape.batch}x{shape.length}"
+        with within_memory(device, f"{asked}: it", "take a smaller batch"):
             part = _measure_shape(
                 operator, shape, dtype, stopwatch, report.rates, status, against_attention
             )
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"--shape {shape.batch}x{shape.length}: too large for the memory of {device}; "
-                "take a smaller batch"
-            ) from error
         report.shapes.append(part)
         report.passed &= all(row.passed is not False for row in part.rows if row.role == "ours")
     return report

@@ -27,7 +27,7 @@ from scangolf.bench.timing import Stopwatch
 from scangolf.config import BatchConfig, RunConfig
 from scangolf.console import wide_console
 from scangolf.data.shards import Dataset, open_dataset
-from scangolf.device import compute_dtype, describe, pick_device
+from scangolf.device import compute_dtype, describe, pick_device, within_memory
 from scangolf.errors import UserError
 from scangolf.model import HybridLM
 from scangolf.recipes import PRESETS
@@ -162,15 +162,12 @@ def _measure(
         torch.cuda.reset_peak_memory_stats(device)
     with tempfile.TemporaryDirectory() as name:
         folder, start = Path(name), time.perf_counter()
-        try:
+        what = f"{config.preset} at length {config.batch.seq_len}"
+        asked = f"--micro-tokens {config.batch.micro_tokens}"
+        with within_memory(device, f"{asked}: {what}", "take fewer"):
             trainer = _Trainer(config, dataset, folder, Silent(), _no_score)
             ready = time.perf_counter() - start
             kernels = _train(trainer, profile)
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"--micro-tokens {config.batch.micro_tokens}: {config.preset} at length "
-                f"{config.batch.seq_len} is too large for the memory of {device}; take fewer"
-            ) from error
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     records = [json.loads(line) for line in lines]
     speed = statistics.median(record["tokens_per_second"] for record in records)

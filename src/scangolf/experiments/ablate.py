@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,7 @@ from scangolf.errors import Stopped, UserError
 from scangolf.experiments.plan import Plan, find_plan, read_plan, resolve
 from scangolf.experiments.tables import print_checked, print_outcome, waiting
 from scangolf.experiments.trial import try_out
-from scangolf.experiments.work import Job, record_failure, work
+from scangolf.experiments.work import MEMORY_WAS_FULL, Job, State, record_failure, work
 from scangolf.report.page import duration
 from scangolf.train.signals import handling
 from scangolf.train.trackers import TrackerName, check_installed
@@ -111,37 +112,51 @@ def _by_problem(plan: Plan, problems: Mapping[str, str]) -> str:
 
 
 def _do_all(jobs: Sequence[Job], track: TrackerName | None) -> None:
+    """What is not done; at the end once more what found no room on a GPU, beside others maybe."""
     failed_before = {job.name: job.failed_at() for job in jobs}
-    took: list[float] = []
-    for number, job in enumerate(jobs, start=1):
+    pace = _Pace(jobs)
+    again: list[Job] = []
+    for job in itertools.chain(jobs, again):  # which grows meanwhile
         state = job.state()
         if state in ("finished", "under way"):
             continue
-        if state == "failed" and job.failed_at() != failed_before[job.name]:
+        if state == "failed" and job not in again and job.failed_at() != failed_before[job.name]:
             continue  # just now, in another process
-        print(f"run {number} of {len(jobs)}: {job.name}; {_where_we_stand(jobs, took)}", flush=True)
-        began = time.monotonic()
-        _do(job, track)
-        if job.state() == "finished":
-            took.append(time.monotonic() - began)
+        number = jobs.index(job) + 1
+        print(f"run {number} of {len(jobs)}: {job.name}; {pace.where_we_stand()}", flush=True)
+        if _do(job, track) == MEMORY_WAS_FULL and job not in again:
+            again.append(job)
 
 
-def _where_we_stand(jobs: Sequence[Job], took: Sequence[float]) -> str:
-    states = [job.state() for job in jobs]
-    left = len(jobs) - states.count("finished") - states.count("failed")
-    workers = 1 + states.count("under way")
-    counts = f"{states.count('finished')} finished, {states.count('failed')} failed"
-    if took:
-        seconds = sum(took) / len(took)
-    elif jobs[0].config.steps is None:
-        seconds = jobs[0].config.seconds
-    else:
+class _Pace:
+    """How fast the runs of a plan come to their end, here and in other processes that share it."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.jobs, self.began = jobs, time.monotonic()
+        self.finished_before = self._count("finished")
+
+    def _count(self, state: State) -> int:
+        return sum(job.state() == state for job in self.jobs)
+
+    def where_we_stand(self) -> str:
+        """Counts, and the time left: before any run has ended only that of their training."""
+        finished, failed = self._count("finished"), self._count("failed")
+        left = len(self.jobs) - finished - failed
+        counts = f"{finished} finished, {failed} failed"
+        if ended := finished - self.finished_before:
+            seconds = (time.monotonic() - self.began) / ended
+            return f"{counts}, about {duration(left * seconds)} left"
+        config = self.jobs[0].config
+        if config.steps is None:
+            return f"{counts}, {duration(left * config.seconds)} of training left"
         return counts
-    return f"{counts}, about {duration(left * seconds / workers)} left"
 
 
-def _do(job: Job, track: TrackerName | None) -> None:
-    """A run in a process of its own; Stopped where a signal ended it, or came to us meanwhile."""
+def _do(job: Job, track: TrackerName | None) -> int:
+    """A run in a process of its own, to its exit code.
+
+    Raises Stopped where a signal ended it, or came to us meanwhile.
+    """
     process = multiprocessing.get_context("spawn").Process(target=work, args=(job, track))
     with _passing_on(process) as signals:
         process.start()
@@ -155,6 +170,7 @@ def _do(job: Job, track: TrackerName | None) -> None:
             record_failure(job, f"its process ended with {how}; see {job.folder / 'train.log'}")
         except OSError as error:  # the run's folder cannot be made or written: not so the others'
             print(f"{job.folder}: {error.strerror}; its run has not been done", flush=True)
+    return code
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from typing import Literal
 
 from scangolf.config import RunConfig, run_config_from_dict, to_dict
 from scangolf.console import flat
-from scangolf.device import pick_device
-from scangolf.errors import Stopped, UserError
+from scangolf.errors import OutOfMemory, Stopped, UserError
 from scangolf.experiments.claims import claimed, holder
-from scangolf.experiments.turns import Turns
 from scangolf.train.trackers import TrackerName, following
+
+MEMORY_WAS_FULL = 3
+"""The exit code of a run that found no room on its GPU, which others may have had."""
 
 State = Literal["finished", "under way", "failed", "interrupted", "waiting"]
 
@@ -111,15 +112,18 @@ def work(job: Job, track: TrackerName | None = None) -> None:
 
     To be called in a process of its own: then whatever becomes of one run, the memory it filled and
     the GPU it left in error, is gone before the next one. On a GPU that such processes share it
-    trains alone. A failure leaves error.txt and exit code 1, a signal its own code; the run can be
-    continued after either.
+    trains alone. A failure leaves error.txt and exit code 1, or MEMORY_WAS_FULL, a signal its own
+    code; the run can be continued after each.
     """
     with claimed(job.folder) as ours:
         if not ours or job.state() == "finished":
             return
         job.error_file.unlink(missing_ok=True)
         try:
+            # Torch takes seconds, in which others would find a run free that has no claim yet.
             from scangolf.analysis.of_run import write_analysis
+            from scangolf.device import pick_device
+            from scangolf.experiments.turns import Turns
             from scangolf.report.page import write_report
             from scangolf.run import run
             from scangolf.submission.forms import code_bytes
@@ -144,7 +148,7 @@ def work(job: Job, track: TrackerName | None = None) -> None:
             raise SystemExit(128 + signal.SIGINT) from interrupt
         except UserError as error:
             record_failure(job, str(error))
-            raise SystemExit(1) from error
+            raise SystemExit(MEMORY_WAS_FULL if isinstance(error, OutOfMemory) else 1) from error
         except Exception as error:
             record_failure(job, traceback.format_exc())
             raise SystemExit(1) from error
