@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from test_claims import write_claim
 
 from scangolf.cli import main
@@ -24,10 +25,11 @@ from scangolf.data.shards import read_shard, write_shard
 from scangolf.errors import UserError
 from scangolf.experiments.plan import read_plan, resolve
 from scangolf.experiments.turns import Turns
-from scangolf.experiments.work import Job, work
+from scangolf.experiments.work import MEMORY_WAS_FULL, Job, record_failure, work
 from scangolf.records import write_json
 from scangolf.run import run
 from scangolf.submission.forms import code_bytes_at_most
+from scangolf.train.loop import Trainer
 
 PLAN = """
 preset = "tiny"
@@ -362,6 +364,51 @@ def test_a_process_that_is_killed_is_a_failure(
     lost = dataclasses.replace(job, folder=tmp_path / "run" / "error.txt" / "below")
     ablate._do(lost, None)
     assert f"{lost.folder}: Not a directory; its run has not been done" in capsys.readouterr().out
+
+
+def test_what_found_no_room_is_done_once_more_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scangolf.experiments import ablate
+
+    config = resolve(read_plan(Ablation(tmp_path, tmp_path, PLAN).plan)).configs["attention"]
+    config = dataclasses.replace(config, steps=None, seconds=20.0)
+    jobs = [Job(name, config, tmp_path / name) for name in ("small", "large", "too-large", "last")]
+    for job in jobs:
+        job.folder.mkdir()
+    monkeypatch.setattr(ablate, "work", find_no_room)
+    ablate._do_all(jobs, None)
+    assert [job.state() for job in jobs] == ["finished", "finished", "failed", "finished"]
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
+    assert [line.split(",")[0].split()[1] for line in shown] == ["1", "2", "3", "4", "2", "3"]
+    assert shown[0].endswith("0 finished, 0 failed, 80 s of training left")
+    assert "; 1 finished, 0 failed, about " in shown[1]
+
+
+def find_no_room(job: Job, _: object) -> None:
+    """Not at all, the first time, or always, by its name."""
+    tried_before = job.error_file.exists()
+    if job.variant == "too-large" or (job.variant == "large" and not tried_before):
+        record_failure(job, "no room")
+        raise SystemExit(MEMORY_WAS_FULL)
+    (job.folder / "summary.json").write_text("{}")
+
+
+def test_a_full_memory_is_told_in_a_line(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: Trainer) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 MiB.")
+
+    job = Ablation(tmp_path, dataset, PLAN).job("attention", 1)
+    monkeypatch.setattr(Trainer, "train", fill)
+    with pytest.raises(SystemExit) as end:
+        work(job)
+    assert end.value.code == MEMORY_WAS_FULL
+    assert job.error_file.read_text() == (
+        "--batch.micro-tokens 512: tiny is too large for the memory of cpu; take fewer, of which a "
+        "step then has more, or end what else uses that memory\n"
+    )
 
 
 def kill_itself(*_: object) -> None:
