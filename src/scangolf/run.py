@@ -88,13 +88,7 @@ def run(
             if line := room.say_before():
                 display.say(line)
             if resume:
-                trainer.resume()
-                if config.steps is not None and config.steps < trainer.progress.step:
-                    raise UserError(
-                        f"--steps {config.steps}: the run has done {trainer.progress.step:,} "
-                        "already; ask for more"
-                    )
-                display.say(f"resumed after step {trainer.progress.step:,}")
+                _go_on(trainer)
             world.first(lambda: write_json(folder / "config.json", to_dict(config)))
             with alone(display.say):
                 trainer.train()
@@ -230,6 +224,14 @@ def read_config(folder: Path) -> RunConfig:
         raise UserError(f"{folder}: not a run folder, it has no config.json") from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); restore it from a copy") from error
+
+
+def _go_on(trainer: Trainer) -> None:
+    trainer.resume()
+    steps, done = trainer.config.steps, trainer.progress.step
+    if steps is not None and steps < done:
+        raise UserError(f"--steps {steps}: the run has done {done:,} already; ask for more")
+    trainer.display.say(f"resumed after step {done:,}")
 
 
 def _finish(

@@ -1,101 +1,22 @@
-"""Ablations: checked before anything starts, resumed, shared, and not stopped by one failure."""
+"""Ablations: checked before anything starts, continued, and not mixed with other runs."""
 
 import dataclasses
-import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from ablation_cases import PLAN, SCAN, WILD, Ablation, steps
 from test_claims import write_claim
 
-from scangolf.cli import main
 from scangolf.config import to_dict
 from scangolf.data.shards import read_shard, write_shard
 from scangolf.errors import UserError
-from scangolf.experiments.plan import read_plan, resolve
-from scangolf.experiments.turns import Turns
-from scangolf.experiments.work import MEMORY_WAS_FULL, Job, record_failure, work
 from scangolf.records import write_json
 from scangolf.run import run
 from scangolf.submission.forms import code_bytes_at_most
-from scangolf.train.loop import Trainer
-
-PLAN = """
-preset = "tiny"
-seeds = [1, 2]
-steps = 3
-[settings]
-device = "cpu"
-evals = 0
-model.vocab_size = 300
-model.d_model = 32
-model.n_layers = 2
-model.mlp_width = 32
-batch.tokens = 512
-batch.seq_len = 64
-batch.micro_tokens = 512
-[variants.attention]
-model.pattern = "attention"
-"""
-SCAN = '[variants.scan]\nmodel.pattern = "s6"\n'
-WILD = '[variants.wild]\nmodel.pattern = "attention"\noptim.matrix_lr = 1e38\n'
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the processes that do the runs."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-class Ablation:
-    """A plan in a folder, and the command that does it."""
-
-    def __init__(self, folder: Path, dataset: Path, text: str) -> None:
-        self.plan, self.out = folder / "mine.toml", folder / "runs"
-        self.plan.write_text(text)
-        self.args = ["ablate", str(self.plan), "--out", str(self.out), "--data", str(dataset)]
-        self.data = str(dataset)
-
-    def __call__(self, *more: str) -> int:
-        """Runs it to its exit code."""
-        try:
-            main([*self.args, *more])
-        except SystemExit as end:
-            return int(end.code or 0)
-        return 0
-
-    def start(self, *more: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "scangolf", *self.args, *more]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-    def job(self, variant: str, seed: int) -> Job:
-        config = resolve(read_plan(self.plan), data=self.data).configs[variant]
-        folder = self.out / variant / f"seed-{seed}"
-        return Job(variant, dataclasses.replace(config, seed=seed), folder)
-
-    def summary(self, variant: str, seed: int) -> dict[str, Any]:
-        return json.loads((self.out / variant / f"seed-{seed}" / "summary.json").read_text())
-
-    def begun(self, variant: str, seed: int) -> int:
-        """How often a run was begun or continued."""
-        log = (self.out / variant / f"seed-{seed}" / "train.log").read_text()
-        return log.count("preparing the first step")
-
-
-def steps(folder: Path) -> list[int]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record["step"] for record in records if "loss" in record]
 
 
 def test_every_bad_variant_is_named_and_nothing_starts(
@@ -224,20 +145,6 @@ def test_what_comes_after_the_training_is_made_up_for(
     assert job.state() == "finished"
 
 
-def test_an_interrupt_before_or_after_the_training_is_no_failure(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    job = Ablation(tmp_path, dataset, PLAN).job("attention", 1)
-    monkeypatch.setattr("scangolf.run.run", interrupt)
-    with pytest.raises(SystemExit) as end:
-        work(job)
-    assert end.value.code == 128 + signal.SIGINT
-    assert [*job.folder.iterdir()] == []
-
-
 def test_other_text_at_the_same_path(
     tmp_path: Path, dataset: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,181 +191,3 @@ def test_a_run_from_before_a_setting_existed_is_the_plans(tmp_path: Path, datase
     write_json(job.folder / "config.json", older | {"novelty": 1})
     with pytest.raises(UserError, match="of this version: novelty is not known"):
         job.check_folder()
-
-
-def test_two_processes_share_a_plan(tmp_path: Path, dataset: Path) -> None:
-    ablation = Ablation(tmp_path, dataset, PLAN)
-    processes = [ablation.start() for _ in range(2)]
-    for process in processes:
-        process.communicate()
-        assert process.returncode == 0
-    for seed in (1, 2):
-        assert ablation.begun("attention", seed) == 1
-        assert ablation.summary("attention", seed)["seed"] == seed
-
-
-def test_a_run_trains_alone_and_does_all_else_beside_others(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ablation = Ablation(tmp_path, dataset, PLAN)
-    job = ablation.job("attention", 1)
-    seen: list[tuple[str, set[str]]] = []
-
-    def look(when: str) -> None:
-        names = ("config.json", "checkpoint", "summary.json", "analysis.json")
-        seen.append((when, {name for name in names if (job.folder / name).exists()}))
-
-    class Watched(Turns):
-        def __enter__(self) -> "Watched":
-            look("begins")
-            return self
-
-        @contextmanager
-        def alone(self, say: Callable[[str], None]) -> Iterator[None]:
-            look("trains")
-            yield
-            look("goes on")
-
-        def __exit__(self, *_: object) -> None:
-            look("ends")
-
-    monkeypatch.setattr(Turns, "on", lambda device: Watched(None))
-    work(job)
-    assert seen == [
-        ("begins", set()),
-        ("trains", {"config.json"}),
-        ("goes on", {"config.json", "checkpoint"}),
-        ("ends", {"config.json", "checkpoint", "summary.json", "analysis.json"}),
-    ]
-
-
-def test_a_signal_stops_the_run_and_the_plan(tmp_path: Path, dataset: Path) -> None:
-    ablation = Ablation(tmp_path, dataset, PLAN)
-    process = ablation.start("--seconds", "100")
-    metrics = ablation.out / "attention" / "seed-1" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM
-    assert (metrics.parent / "checkpoint" / "latest.json").exists()
-    assert not (metrics.parent / "error.txt").exists()
-    assert not (ablation.out / "attention" / "seed-2").exists()
-    assert not [*ablation.out.rglob("claim-*")]
-
-
-def test_a_process_that_is_killed_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from scangolf.experiments import ablate
-
-    config = resolve(read_plan(Ablation(tmp_path, tmp_path, PLAN).plan)).configs["attention"]
-    job = Job("attention", config, tmp_path / "run")
-    job.folder.mkdir()
-    monkeypatch.setattr(ablate, "work", kill_itself)
-    ablate._do(job, None)
-    assert job.state() == "failed"
-    assert "its process ended with SIGKILL" in job.error()
-    capsys.readouterr()
-    lost = dataclasses.replace(job, folder=tmp_path / "run" / "error.txt" / "below")
-    ablate._do(lost, None)
-    assert f"{lost.folder}: Not a directory; its run has not been done" in capsys.readouterr().out
-
-
-def test_what_found_no_room_is_done_once_more_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from scangolf.experiments import ablate
-
-    config = resolve(read_plan(Ablation(tmp_path, tmp_path, PLAN).plan)).configs["attention"]
-    config = dataclasses.replace(config, steps=None, seconds=20.0)
-    jobs = [Job(name, config, tmp_path / name) for name in ("small", "large", "too-large", "last")]
-    for job in jobs:
-        job.folder.mkdir()
-    monkeypatch.setattr(ablate, "work", find_no_room)
-    ablate._do_all(jobs, None)
-    assert [job.state() for job in jobs] == ["finished", "finished", "failed", "finished"]
-    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")]
-    assert [line.split(",")[0].split()[1] for line in shown] == ["1", "2", "3", "4", "2", "3"]
-    assert shown[0].endswith("0 finished, 0 failed, 80 s of training left")
-    assert "; 1 finished, 0 failed, about " in shown[1]
-
-
-def find_no_room(job: Job, _: object) -> None:
-    """Not at all, the first time, or always, by its name."""
-    tried_before = job.error_file.exists()
-    if job.variant == "too-large" or (job.variant == "large" and not tried_before):
-        record_failure(job, "no room")
-        raise SystemExit(MEMORY_WAS_FULL)
-    (job.folder / "summary.json").write_text("{}")
-
-
-def test_a_full_memory_is_told_in_a_line(
-    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fill(_: Trainer) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 128.00 MiB.")
-
-    job = Ablation(tmp_path, dataset, PLAN).job("attention", 1)
-    monkeypatch.setattr(Trainer, "train", fill)
-    with pytest.raises(SystemExit) as end:
-        work(job)
-    assert end.value.code == MEMORY_WAS_FULL
-    assert job.error_file.read_text() == (
-        "--batch.micro-tokens 512: tiny is too large for the memory of cpu; take fewer, of which a "
-        "step then has more, or end what else uses that memory\n"
-    )
-
-
-def kill_itself(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-# --- SLURM --------------------------------------------------------------------------------------
-
-
-class FakeExecutor:
-    made: list["FakeExecutor"] = []
-
-    def __init__(self, folder: Path, cluster: str) -> None:
-        if folder.parents[1].name == "no-cluster":
-            raise RuntimeError('Could not detect "srun"')
-        self.folder, self.cluster, self.submitted = folder, cluster, []
-        self.made.append(self)
-
-    def update_parameters(self, **parameters: object) -> None:
-        self.parameters = parameters
-
-    def map_array(self, function: Any, *columns: list[Any]) -> list[SimpleNamespace]:
-        self.submitted = [(function.__name__, *row) for row in zip(*columns, strict=True)]
-        return [SimpleNamespace(job_id=f"7_{i}") for i in range(len(self.submitted))]
-
-
-def test_slurm_gets_the_runs_that_are_not_finished(
-    tmp_path: Path,
-    dataset: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    ablation = Ablation(tmp_path, dataset, PLAN)
-    assert ablation("--slurm", "gpu") == 2
-    assert "pip install 'scangolf[slurm]'" in capsys.readouterr().err
-    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace(AutoExecutor=FakeExecutor))
-    assert ablation("--slurm", "gpu") == 2
-    assert "the plan's budget is in steps; give --seconds" in capsys.readouterr().err
-    elsewhere = str(tmp_path / "no-cluster")
-    assert ablation("--slurm", "gpu", "--seconds", "90", "--out", elsewhere) == 2
-    assert '--slurm: Could not detect "srun"; submit from' in capsys.readouterr().err
-    finished = ablation.out / "attention" / "seed-1"
-    finished.mkdir(parents=True)
-    (finished / "summary.json").write_text("{}")
-    assert ablation("--slurm", "gpu", "--seconds", "90") == 0
-    assert "job 7_0: attention, seed 2" in capsys.readouterr().out
-    (executor,) = FakeExecutor.made
-    assert (executor.folder, executor.cluster) == (ablation.out / "slurm" / "%j", "slurm")
-    assert executor.parameters == {
-        "name": "mine", "slurm_partition": "gpu", "gpus_per_node": 1, "timeout_min": 62,
-    }  # fmt: skip
-    ((function, job, track),) = executor.submitted
-    assert (function, job.config.seed, job.config.seconds, track) == ("work", 2, 90.0, None)

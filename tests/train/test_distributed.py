@@ -38,13 +38,6 @@ ROUNDING = 1e-5
 PATIENCE = 120
 """Seconds until a job is taken to hang; on a busy machine one can take a minute."""
 
-STORY = [
-    f"The {a} {b} went to the {c} and met a {b} from the {c}."
-    for a in ("old", "young", "small", "quiet", "clever")
-    for b in ("fox", "owl", "bear", "cat", "hare", "wolf")
-    for c in ("river", "hill", "town", "wood", "lake", "field", "cave")
-]
-
 TRAIN = [
     "train", "tiny", "--device", "cpu",
     "--model.vocab-size", "300", "--model.d-model", "32", "--model.mlp-width", "64",
@@ -53,12 +46,8 @@ TRAIN = [
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("distributed")
-    (folder / "story.txt").write_text("\n".join(STORY))
-    story, out = str(folder / "story.txt"), str(folder / "data")
-    main(["data", "text", story, "--out", out, "--val-share", "0.2", "--vocab-size", "300"])
-    return out
+def data(dataset: Path) -> str:
+    return str(dataset)
 
 
 def torchrun(*args: str) -> subprocess.Popen[str]:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
@@ -133,14 +134,15 @@ class _Pace:
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self.jobs, self.began = jobs, time.monotonic()
-        self.finished_before = self._count("finished")
+        self.finished_before = self._states()["finished"]
 
-    def _count(self, state: State) -> int:
-        return sum(job.state() == state for job in self.jobs)
+    def _states(self) -> Counter[State]:
+        return Counter(job.state() for job in self.jobs)
 
     def where_we_stand(self) -> str:
         """Counts, and the time left: before any run has ended only that of their training."""
-        finished, failed = self._count("finished"), self._count("failed")
+        states = self._states()
+        finished, failed = states["finished"], states["failed"]
         left = len(self.jobs) - finished - failed
         counts = f"{finished} finished, {failed} failed"
         if ended := finished - self.finished_before:
